@@ -1,0 +1,81 @@
+"""The properties pathtune predicts and learns: keys, shapes, units and signs.
+
+=========  ====================  =========  ===========================================
+property   shape per structure   unit       meaning
+=========  ====================  =========  ===========================================
+energy     ()                    eV         total energy of the structure
+forces     (n_atoms, 3)          eV/Å       -dE/dR
+stress     (6,)                  eV/Å^3     (1/V) dE/dε, ASE sign (tension positive) and
+                                            Voigt order xx, yy, zz, yz, xz, xy
+magmoms    (n_atoms,) or         μ_B        atomic magnetic moments; scalars are
+           (n_atoms, 3)                     collinear moments along z
+=========  ====================  =========  ===========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Property = Literal["energy", "forces", "stress", "magmoms"]
+PROPERTIES: tuple[Property, ...] = get_args(Property)
+
+# Where a label is looked for when the user names no key: the reference keys of
+# the field first (MACE's defaults), then what ASE attaches as a calculator.
+REFERENCE_KEYS: Mapping[Property, str] = {
+    "energy": "REF_energy",
+    "forces": "REF_forces",
+    "stress": "REF_stress",
+    "magmoms": "REF_magmoms",
+}
+REFERENCE_VIRIALS_KEY = "REF_virials"
+
+GPA = 0.006241509074  # eV/Å^3
+KBAR = GPA / 10
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """One labelled configuration, in the units of this module.
+
+    Parameters
+    ----------
+    atoms
+        Positions (Å), cell (Å), species; without calculator. A full 3x3 virial or
+        stress in the file has been converted.
+    labels
+        Only the labels that exist; shapes as in the table above, float64.
+    weight
+        Weight of the whole configuration in the loss (``config_weight``).
+    property_weights
+        Extra weight of single labels (``config_energy_weight`` and so on).
+    config_type
+        The file's ``config_type`` (or ``group``), for errors by configuration type.
+    source
+        File and index, e.g. ``"train.xyz:17"``, for messages.
+    """
+
+    atoms: Atoms
+    labels: Mapping[Property, np.ndarray] = field(default_factory=dict)
+    weight: float = 1.0
+    property_weights: Mapping[Property, float] = field(default_factory=dict)
+    config_type: str = "default"
+    source: str = ""
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.atoms)
+
+    def term_weight(self, name: Property) -> float:
+        """Weight of label `name` in the loss: the configuration's times its own."""
+        return self.weight * self.property_weights.get(name, 1.0)
+
+
+Prediction = Mapping[Property, "np.ndarray[Any, Any]"]
