@@ -1,0 +1,245 @@
+"""The contract of a backend: what pathtune asks of a family of potentials."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import random
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pathtune.errors import PathtuneError, UsageError, unknown
+from pathtune.paths import PathWeight
+from pathtune.properties import Property
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One released model: ``pathtune models`` prints these."""
+
+    backend: str
+    name: str
+    available: bool
+    reason: str
+    checkpoint: str
+    heads: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def undisturbed(dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Run vendor code; leave the process as it was, also after an error.
+
+    Default dtype, random states, environment variables and warning filters are
+    restored.
+
+    Parameters
+    ----------
+    dtype
+        Default dtype inside the scope.
+    """
+    before = torch.get_default_dtype()
+    environment = dict(os.environ)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        with warnings.catch_warnings():
+            if dtype is not None:
+                torch.set_default_dtype(dtype)
+            yield
+    finally:
+        torch.set_default_dtype(before)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+class Backend(ABC):
+    """A loaded foundation model of one family, frozen and never modified.
+
+    Class attributes are what is known without importing the vendor; instances are
+    made by `load`.
+    """
+
+    name: ClassVar[str]
+    #: Module that must be importable, and the extra that installs it.
+    vendor: ClassVar[str]
+    #: File suffixes of the family's checkpoints.
+    suffixes: ClassVar[tuple[str, ...]]
+
+    model_name: str
+    model: nn.Module
+    dtype: torch.dtype
+    device: torch.device
+    #: Active head (modality), or None for a model without heads.
+    head: str | None
+    #: Chemical symbols the model knows, in the order of its element table.
+    elements: tuple[str, ...]
+    properties: frozenset[Property]
+    r_max: float
+    #: Whether the model is symmetric under inversion (O(3)), or SO(3) only.
+    has_inversion: bool
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether the vendor's package can be imported."""
+        return importlib.util.find_spec(cls.vendor) is not None
+
+    @classmethod
+    @abstractmethod
+    def models(cls) -> list[ModelInfo]:
+        """List the released models, without importing the vendor."""
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        head: str | None = None,
+        trust_checkpoint: bool = False,
+    ) -> Backend:
+        """Load a released model by name, or a checkpoint by path."""
+
+    @abstractmethod
+    def graph(self, atoms: Atoms) -> Any:
+        """Build the vendor's graph of one structure, in this model's precision."""
+
+    @abstractmethod
+    def batch(self, graphs: Sequence[Any]) -> Any:
+        """Collate graphs of `graph` into one input of `predict`."""
+
+    @abstractmethod
+    def predict(
+        self,
+        batch: Any,
+        weights: Mapping[str, Tensor],
+        properties: Collection[Property],
+        *,
+        training: bool = False,
+    ) -> dict[Property, Tensor]:
+        """Predict with some parameters replaced.
+
+        Parameters
+        ----------
+        batch
+            From `batch`; not modified.
+        weights
+            Parameter name -> tensor in place of the base's; {} is the base.
+        properties
+            Which to compute.
+        training
+            Keep the graph, so that a loss on forces can be differentiated.
+
+        Returns
+        -------
+        dict
+            energy (n_structures,) eV; forces (n_atoms_total, 3) eV/Å;
+            stress (n_structures, 6) eV/Å^3, ASE sign and Voigt order.
+        """
+
+    @abstractmethod
+    def path_weights(self) -> list[PathWeight]:
+        """Classify every parameter of the model, each exactly once."""
+
+    @abstractmethod
+    def stored_weights(self) -> Mapping[str, Tensor]:
+        """Every named parameter in the vendor's stored dtype, on the CPU."""
+
+    @abstractmethod
+    def reference_energies(self) -> dict[str, float]:
+        """Energy (eV) the model adds per atom of an element, for the active head."""
+
+    @abstractmethod
+    def save(
+        self, path: Path, weights: Mapping[str, Tensor], shifts: Mapping[str, float]
+    ) -> None:
+        """Write the vendor's own format.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        weights
+            Merged parameters in the stored dtype; the others are the base's.
+        shifts
+            Element -> shift of the reference energy (eV), active head.
+        """
+
+    @abstractmethod
+    def calculator(
+        self, weights: Mapping[str, Tensor], shifts: Mapping[str, float]
+    ) -> Calculator:
+        """Return the vendor's ASE calculator with merged weights and shifts."""
+
+    def reload(self, path: Path) -> Backend:
+        """Load a checkpoint that `save` wrote, with this model's settings."""
+        return type(self).load(
+            str(path), dtype=self.dtype, device=str(self.device), head=self.head
+        )
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of elements of all named parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def require_elements(backend: Backend, symbols: Collection[str]) -> None:
+    """Refuse elements the model does not know.
+
+    Raises
+    ------
+    PathtuneError
+        If a symbol is not in the model's element table.
+    """
+    missing = sorted(set(symbols) - set(backend.elements))
+    if missing:
+        raise PathtuneError(
+            f"{backend.model_name} does not know {', '.join(missing)}; it was trained "
+            f"on {len(backend.elements)} elements. Choose a model that covers them"
+        )
+
+
+def pick_head(given: str | None, heads: Sequence[str], model: str) -> str | None:
+    """Return the head to use; a model with several heads needs one to be named.
+
+    Raises
+    ------
+    UsageError
+        If a head is missing, unknown, or given for a model without heads.
+    """
+    if not heads:
+        if given is not None:
+            raise UsageError(f"{model} has no heads; leave out --head {given}")
+        return None
+    if given is None:
+        raise UsageError(f"{model} has several heads: choose --head {'|'.join(heads)}")
+    if given not in heads:
+        raise UsageError(unknown("head", given, heads))
+    return given
+

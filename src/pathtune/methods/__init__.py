@@ -1,0 +1,1 @@
+"""How may the weights move? One file a method; the file's name is its name."""
