@@ -1,0 +1,190 @@
+"""The settings of a run: frozen typed models, one YAML file, the command line's names.
+
+Unknown keys are errors that name the nearest match. Values left out are filled in once
+the data and the method are known; the run folder's ``config.yaml`` holds the result and
+is its own fixed point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pathtune.errors import UsageError, unknown
+from pathtune.properties import Property
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RunConfig(BaseModel):
+    """Everything that defines a fine-tuning run.
+
+    Parameters
+    ----------
+    model
+        Name of a released model (``pathtune models``) or a checkpoint file.
+    train, valid, test
+        ASE-readable files. Without `valid`, `valid_fraction` of the training frames
+        (seeded) is set aside.
+    output
+        Run folder.
+    method, preset, method_options
+        How the weights may move; options override the preset.
+    select
+        Which weights; see `pathtune.paths.select`.
+    max_steps, max_epochs
+        Length of the training; at most one of them.
+    batch_size
+        Structures in a step; clamp(N/10, 1, 64) by default.
+    lr
+        Learning rate of the method (each method has its own default).
+    reference_energies
+        estimated, foundation, isolated, average, or a JSON/YAML file.
+    energy_key, forces_key, stress_key, magmoms_key
+        Keys of the labels, where they are not the usual ones.
+    energy_weight, forces_weight, stress_weight
+        Weights of the loss terms.
+    huber_delta
+        Width of the Huber loss (eV/atom, eV/Å, eV/Å^3).
+    clip_grad_norm
+        Largest norm of the gradient of a step.
+    warmup_fraction
+        Share of the steps in which the learning rate rises from zero.
+    eval_every
+        Steps between evaluations on the validation frames and checkpoints.
+    patience
+        Stop after this many evaluations without improvement; None never stops.
+    loggers
+        Extra loggers: tensorboard, wandb.
+    level_of_theory
+        Written into the delta file, e.g. ``r2SCAN/def2-TZVP``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    train: str
+    valid: str | None = None
+    test: str | None = None
+    output: str = "pathtune-run"
+    method: str = "sparse"
+    preset: str | None = None
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    select: str | None = None
+    max_steps: int | None = Field(None, ge=1)
+    max_epochs: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    head: str | None = None
+    reference_energies: str = "estimated"
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+    magmoms_key: str | None = None
+    energy_weight: float = Field(1.0, ge=0)
+    forces_weight: float = Field(10.0, ge=0)
+    stress_weight: float = Field(10.0, ge=0)
+    huber_delta: float = Field(0.01, gt=0)
+    clip_grad_norm: float = Field(10.0, gt=0)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    valid_fraction: float = Field(0.1, gt=0, lt=1)
+    eval_every: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1)
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    level_of_theory: str | None = None
+    trust_checkpoint: bool = False
+
+    @property
+    def label_keys(self) -> dict[Property, str]:
+        """The label keys the user named."""
+        keys: dict[Property, str | None] = {
+            "energy": self.energy_key,
+            "forces": self.forces_key,
+            "stress": self.stress_key,
+            "magmoms": self.magmoms_key,
+        }
+        return {name: key for name, key in keys.items() if key is not None}
+
+    @property
+    def loss_weights(self) -> dict[Property, float]:
+        """Weight of each loss term."""
+        return {
+            "energy": self.energy_weight,
+            "forces": self.forces_weight,
+            "stress": self.stress_weight,
+        }
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing or is not a YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise UsageError(f"{path} is not YAML: {line}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no settings (a YAML mapping is expected)")
+    return content
+
+
+def assign(settings: dict[str, Any], assignment: str) -> None:
+    """Apply one ``a.b=c`` to nested settings; c is read as YAML.
+
+    Raises
+    ------
+    UsageError
+        If there is no ``=`` or a part of the path is no mapping.
+    """
+    key, equals, value = assignment.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {assignment!r}: write key=value, e.g. seed=1")
+    *parents, last = key.split(".")
+    target = settings
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--set {assignment!r}: {parent} has no parts")
+    target[last] = yaml.safe_load(value)
+
+
+def validate(model: type[M], settings: Mapping[str, Any], what: str) -> M:
+    """Build a settings object; turn pydantic's complaints into one sentence.
+
+    Raises
+    ------
+    UsageError
+        Naming the setting, what was given, and the nearest match.
+    """
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                problems.append(unknown(what, key, model.model_fields))
+            elif problem["type"] == "missing":
+                problems.append(f"{what} {key!r} is required")
+            else:
+                given = problem["input"]
+                problems.append(f"{what} {key!r} = {given!r}: {problem['msg']}")
+        raise UsageError("; ".join(problems)) from error

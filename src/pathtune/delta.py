@@ -1,0 +1,179 @@
+"""Delta: the module that owns every trainable tensor and yields merged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pathtune.deltafile import Change, exact_change
+from pathtune.methods import base as methods
+from pathtune.paths import PathWeight, alive_entries
+
+
+class Delta(nn.Module):
+    """Compute {parameter name: W + dW}; the foundation model is never touched.
+
+    Parameters
+    ----------
+    model_weights
+        The model's parameters by name, in the precision and on the device of the run.
+    targets
+        Trainable entries of each parameter.
+    change
+        The method's module; what dW is.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a target's name or shape is not the model's; `functional_call` alone would
+        ignore a misspelt name.
+    """
+
+    def __init__(
+        self,
+        model_weights: Mapping[str, Tensor],
+        targets: Sequence[methods.Target],
+        change: methods.Change,
+    ) -> None:
+        super().__init__()
+        for target in targets:
+            weight = target.weight
+            if weight.name not in model_weights:
+                raise KeyError(f"the model has no parameter {weight.name!r}")
+            if (shape := tuple(model_weights[weight.name].shape)) != weight.shape:
+                raise ValueError(
+                    f"{weight.name} has shape {shape} in the model, {weight.shape} "
+                    "in the selection"
+                )
+        self.targets = tuple(targets)
+        self.change = change
+        # Plain attributes, not buffers: the state dict of a delta holds dW only.
+        self._base = [
+            model_weights[t.weight.name].detach().clone() for t in self.targets
+        ]
+        self._indices: list[Tensor | None] = [
+            None
+            if t.size == t.weight.size
+            else torch.from_numpy(t.indices).to(base.device)
+            for t, base in zip(self.targets, self._base, strict=True)
+        ]
+        if self._base:
+            self.to(self._base[0].device)
+
+    def forward(self) -> dict[str, Tensor]:
+        """Return the merged weight of every target by parameter name."""
+        merged = {}
+        for target, base, indices, change in zip(
+            self.targets, self._base, self._indices, self.change(), strict=True
+        ):
+            if indices is None:
+                merged[target.weight.name] = base + change.view(base.shape)
+            else:
+                flat = base.flatten().index_add(0, indices, change)
+                merged[target.weight.name] = flat.view(base.shape)
+        return merged
+
+    @torch.no_grad()
+    def changes(self, stored: Mapping[str, Tensor]) -> dict[str, Change]:
+        """Return what merging changes in the stored weights.
+
+        Parameters
+        ----------
+        stored
+            The base's parameters in the vendor's stored dtype.
+
+        Returns
+        -------
+        dict
+            Parameter name -> the entries whose merged value differs from the base.
+        """
+        result = {}
+        for target, change in zip(self.targets, self.change(), strict=True):
+            name = target.weight.name
+            dense = torch.zeros(target.weight.size, dtype=torch.float64)
+            dense[torch.from_numpy(target.indices)] = change.detach().cpu().double()
+            merged = (stored[name].flatten().double() + dense).to(stored[name].dtype)
+            found = exact_change(stored[name], merged.view(stored[name].shape))
+            if len(found.indices):
+                result[name] = found
+        return result
+
+    @property
+    def alive(self) -> int:
+        """Number of selected entries that can receive a gradient."""
+        return sum(t.size for t in self.targets)
+
+
+def build(
+    path_weights: Sequence[PathWeight],
+    model_weights: Mapping[str, Tensor],
+    *,
+    method: Any,
+    config: methods.MethodConfig,
+    selection: str,
+    elements: Sequence[str],
+    head: str | None,
+    seed: int,
+) -> Delta:
+    """Build the delta of a run: selection, alive entries, method.
+
+    Parameters
+    ----------
+    path_weights
+        Every parameter of the model.
+    model_weights
+        The parameters themselves, by name.
+    method
+        Module of the method (`pathtune.methods`).
+    config
+        Its settings.
+    selection
+        See `pathtune.paths.select`.
+    elements
+        Elements of the training data.
+    head
+        Active head of the model.
+    seed
+        Seed of the method's initial values.
+    """
+    alive = alive_entries(path_weights, selection, elements, head)
+    targets = [
+        methods.Target(w, np.asarray(alive[w.name]))
+        for w in path_weights
+        if w.name in alive
+    ]
+    dtype = next(iter(model_weights.values())).dtype
+    generator = torch.Generator().manual_seed(seed)
+    change = method.Change(config, targets, dtype=dtype, generator=generator)
+    return Delta(model_weights, targets, change)
+
+
+def sparsity(updated: int, alive: int, total: int) -> dict[str, Any]:
+    """Return the counts of a run.
+
+    Parameters
+    ----------
+    updated
+        Entries whose merged value differs from the base.
+    alive
+        Selected entries that can receive a gradient.
+    total
+        Elements of all named parameters of the base.
+
+    Returns
+    -------
+    dict
+        ``total_sparsity`` = 1 - updated / total (the paper's), ``active_sparsity`` =
+        1 - updated / alive, and the counts.
+    """
+    return {
+        "total_sparsity": 1 - updated / total,
+        "active_sparsity": 1 - updated / alive,
+        "updated_parameters": updated,
+        "alive_parameters": alive,
+        "total_parameters": total,
+    }

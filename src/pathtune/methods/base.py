@@ -1,0 +1,96 @@
+"""The contract of a method: what the change dW of the selected weights is.
+
+A method's file has three public names: ``Config`` (a frozen `MethodConfig`, the full
+identity of the method), ``PRESETS`` (name -> settings) and ``Change`` (the module
+that owns the trainable tensors). Merging, counting and saving are not its business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from pathtune.paths import PathWeight
+
+
+class MethodConfig(BaseModel):
+    """Settings every method has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    #: Entries a newcomer gets when ``--select`` is not given.
+    select: ClassVar[str] = "all"
+
+    lr: float = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The trainable entries of one parameter.
+
+    Parameters
+    ----------
+    weight
+        The record of the parameter.
+    indices
+        Flat indices of its selected, alive entries; int64, ascending.
+    """
+
+    weight: PathWeight
+    indices: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Number of trainable entries."""
+        return len(self.indices)
+
+    def path_sizes(self) -> list[int]:
+        """Trainable entries in each path, in order; [size] without paths."""
+        starts = [p.start for p in self.weight.paths]
+        if not starts:
+            return [self.size]
+        edges = np.searchsorted(self.indices, [*starts, self.weight.size])
+        return [int(n) for n in np.diff(edges) if n]
+
+
+class Change(nn.Module, ABC):
+    """dW as a function of the method's own trainable tensors."""
+
+    #: Whether dW is exactly zero before the first step.
+    is_zero_at_start: ClassVar[bool]
+
+    def __init__(
+        self,
+        config: Any,
+        targets: Sequence[Target],
+        *,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.targets = tuple(targets)
+        self.initialise(dtype, generator)
+
+    @abstractmethod
+    def initialise(self, dtype: torch.dtype, generator: torch.Generator) -> None:
+        """Create the trainable tensors (on the CPU, from `generator`)."""
+
+    @abstractmethod
+    def forward(self) -> list[Tensor]:
+        """Return dW of each target's entries, shape (target.size,), in order."""
+
+    @abstractmethod
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: params, lr, weight_decay."""
+
+    def thresholds(self) -> Mapping[str, list[float]]:
+        """Return each parameter's thresholds, where the method has any."""
+        return {}

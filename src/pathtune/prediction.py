@@ -1,0 +1,99 @@
+"""Predicting many structures: graphs built once, batches by number of structures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pathtune.backends.base import Backend
+from pathtune.properties import Prediction, Property, Structure
+
+
+def predict(
+    backend: Backend,
+    structures: Sequence[Structure],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    shifts: Mapping[str, float] | None = None,
+    properties: Collection[Property] | None = None,
+    graphs: Sequence[Any] | None = None,
+    batch_size: int = 16,
+    advance: Callable[[int], object] | None = None,
+) -> list[Prediction]:
+    """Predict structures with merged weights and shifted reference energies.
+
+    Parameters
+    ----------
+    backend
+        The foundation model.
+    structures
+        What to predict; labels are not looked at.
+    weights
+        Parameters in place of the base's, in the stored dtype; they are moved to the
+        model's precision and device.
+    shifts
+        Element -> shift of the reference energy (eV), added in float64.
+    properties
+        Default: all the model has.
+    graphs
+        Graphs of the structures, where they exist already.
+    batch_size
+        Structures in one call of the model.
+    advance
+        Called with the number of structures done, for a progress bar.
+
+    Returns
+    -------
+    list of dict
+        Property -> float64 array in the shapes of `pathtune.properties`. Stress is
+        left out for structures without a cell.
+    """
+    wanted = set(properties or backend.properties)
+    moved = {
+        name: tensor.to(backend.device, backend.dtype)
+        for name, tensor in (weights or {}).items()
+    }
+    results: list[Prediction] = []
+    for start in range(0, len(structures), batch_size):
+        chunk = structures[start : start + batch_size]
+        built = (
+            graphs[start : start + batch_size]
+            if graphs is not None
+            else [backend.graph(s.atoms) for s in chunk]
+        )
+        output = backend.predict(backend.batch(built), moved, wanted)
+        results += _split(chunk, output, shifts or {})
+        if advance is not None:
+            advance(len(chunk))
+    return results
+
+
+def _split(
+    chunk: Sequence[Structure],
+    output: Mapping[Property, Tensor],
+    shifts: Mapping[str, float],
+) -> list[Prediction]:
+    """Cut a batch's output into structures; energies get their shifts."""
+    arrays = {name: value.cpu().double().numpy() for name, value in output.items()}
+    ends = np.cumsum([s.n_atoms for s in chunk])
+    by_atom = {
+        name: np.split(arrays[name], ends[:-1])
+        for name in ("forces", "magmoms")
+        if name in arrays
+    }
+    results = []
+    for index, structure in enumerate(chunk):
+        predicted: dict[Property, np.ndarray] = {}
+        if "energy" in arrays:
+            symbols = structure.atoms.get_chemical_symbols()
+            shift = sum(shifts.get(symbol, 0.0) for symbol in symbols)
+            predicted["energy"] = arrays["energy"][index] + shift
+        for name, pieces in by_atom.items():
+            predicted[name] = pieces[index]  # type: ignore[index]
+        if "stress" in arrays and structure.atoms.cell.rank == 3:
+            predicted["stress"] = arrays["stress"][index]
+        results.append(predicted)
+    return results

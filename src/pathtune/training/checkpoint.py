@@ -1,0 +1,47 @@
+"""Checkpoints of a run: everything the next step depends on, in one file.
+
+The training iterate is stored as it is, without the optimizer's switch to the average:
+writing a checkpoint does not touch the run, and a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathtune import files
+from pathtune.errors import PathtuneError
+
+
+def path_in(folder: Path) -> Path:
+    """Return where a run folder keeps its checkpoint."""
+    return folder / "checkpoints" / "last.pt"
+
+
+def write(folder: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint; a kill at any moment leaves the old or the new one."""
+    files.write_atomically(path_in(folder), lambda p: torch.save(state, p))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return the checkpoint of a run folder, or None where there is none.
+
+    Raises
+    ------
+    PathtuneError
+        If the file is damaged.
+    """
+    path = path_in(folder)
+    if not path.exists():
+        return None
+    try:
+        # Tensors and plain types only: opening a checkpoint runs no code.
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise PathtuneError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); delete it to start the "
+            "run from the beginning"
+        ) from error

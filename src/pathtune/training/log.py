@@ -1,0 +1,180 @@
+"""What a run tells: progress bar, readable lines, metrics.jsonl, extra loggers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pathtune import files
+from pathtune.errors import UsageError
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a nested record under slash-separated names."""
+    flat: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class RunLog:
+    """The log of one run; a context manager.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    console
+        Where people read (standard error).
+    total_steps
+        Length of the bar.
+    start_step
+        First step of this process; later lines of an earlier process are dropped.
+    loggers
+        ``tensorboard``, ``wandb``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        console: Console,
+        *,
+        total_steps: int,
+        start_step: int,
+        loggers: tuple[str, ...] = (),
+    ) -> None:
+        self._console = console
+        self._path = folder / "metrics.jsonl"
+        kept = [r for r in read_metrics(self._path) if r["step"] <= start_step]
+        files.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+        self.last_step = kept[-1]["step"] if kept else -1
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "training", total=total_steps, completed=start_step, status=""
+        )
+        self._writers = [_writer(name, folder) for name in loggers]
+
+    def __enter__(self) -> RunLog:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the bar and close the loggers."""
+        self._progress.stop()
+        for writer in self._writers:
+            writer.close()
+
+    def advance(self, loss: float) -> None:
+        """Move the bar by one step."""
+        self._progress.update(self._task, advance=1, description=f"loss {loss:.4f}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, highlight=False)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Record one evaluation: a JSON line, a readable line, the extra loggers."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        valid, sparsity = record["valid"], record["sparsity"]
+        parts = [f"step {record['step']:>6}"]
+        if record["train_loss"] is not None:
+            parts.append(f"loss {record['train_loss']:.4f}")
+        parts.append(f"valid loss {record['valid_loss']:.4f}")
+        for key, unit in (
+            ("energy_mae_mev_per_atom", "meV/atom"),
+            ("forces_mae_mev_per_angstrom", "meV/Å"),
+            ("stress_mae_mev_per_angstrom3", "meV/Å^3"),
+        ):
+            if key in valid:
+                parts.append(f"{key[0].upper()} {valid[key]:.2f} {unit}")
+        percent = 100 * (1 - sparsity["total_sparsity"])
+        parts.append(f"{percent:.2f} % updated")
+        if record["best"]:
+            parts.append("best")
+        self.say("  ".join(parts))
+        self._progress.update(self._task, status="  ".join(parts[2:-1]))
+        for writer in self._writers:
+            writer.write(flatten(record), record["step"])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a metrics.jsonl; a torn last line is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(json.loads(line))
+    return records
+
+
+class _TensorBoard:
+    def __init__(self, module: Any, folder: Path) -> None:
+        self._writer = module.SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, module: Any, folder: Path) -> None:
+        self._run = module.init(project="pathtune", name=folder.name, dir=str(folder))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_WRITERS = {
+    "tensorboard": ("torch.utils.tensorboard", _TensorBoard),
+    "wandb": ("wandb", _Wandb),
+}
+
+
+def _writer(name: str, folder: Path) -> Any:
+    module, writer = _WRITERS[name]
+    try:
+        return writer(importlib.import_module(module), folder)
+    except ImportError as error:
+        raise UsageError(
+            f"logger {name!r} is not installed: pip install 'pathtune[{name}]'"
+        ) from error

@@ -1,0 +1,282 @@
+"""The training loop: one function that reads from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathtune import metrics
+from pathtune.backends.base import Backend
+from pathtune.config import RunConfig
+from pathtune.delta import Delta, sparsity
+from pathtune.errors import PathtuneError
+from pathtune.prediction import predict
+from pathtune.properties import Prediction, Property
+from pathtune.training import checkpoint, optimizer
+from pathtune.training.data import Frames, batch_indices
+from pathtune.training.interrupt import Interrupted, StopSignals
+from pathtune.training.log import RunLog
+from pathtune.training.loss import collate, labels_of, loss_terms
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training leaves: the delta holds the best iterate.
+
+    Parameters
+    ----------
+    best_step
+        Step of the best validation loss.
+    steps
+        Steps done.
+    seconds_per_step
+        Median over this process's steps, evaluations excluded.
+    seconds_total
+        Over all processes of the run.
+    """
+
+    best_step: int
+    steps: int
+    seconds_per_step: float
+    seconds_total: float
+
+
+def training_step(
+    backend: Backend,
+    delta: Delta,
+    opt: Any,
+    frames: Frames,
+    indices: list[int],
+    config: RunConfig,
+    properties: Mapping[Property, float],
+) -> float:
+    """Do one step; return its loss.
+
+    Raises
+    ------
+    PathtuneError
+        If the loss or the gradient is not finite; the frames of the batch are named.
+    """
+    graph, labels = frames.batch(backend, indices)
+    predicted = backend.predict(graph, delta(), properties, training=True)
+    terms = loss_terms(predicted, labels, config.huber_delta)
+    loss = torch.stack([properties[name] * term for name, term in terms.items()]).sum()
+    parameters = optimizer.parameters(opt)
+    opt.zero_grad()
+    # Only towards what is trained: positions are leaves of the same graph.
+    loss.backward(inputs=parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        where = ", ".join(frames.structures[i].source for i in indices)
+        raise PathtuneError(
+            f"the loss became {loss.item()} (gradient norm {norm.item()}) in the batch "
+            f"{where}; look at these frames, or lower --lr"
+        )
+    opt.step()
+    return float(loss.detach())
+
+
+def train(
+    backend: Backend,
+    delta: Delta,
+    frames: Frames,
+    valid: Frames,
+    config: RunConfig,
+    *,
+    properties: Mapping[Property, float],
+    folder: Path,
+    console: Any,
+    identity: str,
+) -> Outcome:
+    """Train a delta; on return it holds the best iterate by validation loss.
+
+    Parameters
+    ----------
+    backend, delta
+        The frozen model and what is learned on top of it.
+    frames, valid
+        Training and validation frames.
+    config
+        Resolved settings.
+    properties
+        Property -> weight of its loss term.
+    folder
+        Run folder, for checkpoints and metrics.jsonl.
+    console
+        Where people read.
+    identity
+        Fingerprint of settings, model and data; a checkpoint of another one is
+        refused.
+
+    Raises
+    ------
+    PathtuneError
+        If the loss is not finite, or a checkpoint belongs to other data.
+    Interrupted
+        After SIGINT or SIGTERM, with a checkpoint written.
+    """
+    steps, every = config.max_steps, config.eval_every
+    assert steps and every and config.batch_size, "the settings are resolved"
+    warmup = math.ceil(config.warmup_fraction * steps)
+    opt = optimizer.build(delta.change.param_groups(), warmup)
+    state: dict[str, Any] = {
+        "step": 0,
+        "best": {"loss": math.inf, "step": 0, "change": None},
+        "stale": 0,
+        "losses": [],
+        "seconds": 0.0,
+    }
+    if (saved := checkpoint.read(folder)) is not None:
+        if saved["identity"] != identity:
+            raise PathtuneError(
+                f"{folder} was started with other settings, another model or other "
+                "data; resume with the same ones, or choose another --output"
+            )
+        delta.change.load_state_dict(saved["change"])
+        opt.load_state_dict(saved["optimizer"])
+        state = saved["state"]
+
+    started = time.perf_counter() - state["seconds"]
+
+    def save() -> None:
+        state["seconds"] = time.perf_counter() - started
+        content = {
+            "identity": identity,
+            "state": state,
+            "change": delta.change.state_dict(),
+            "optimizer": opt.state_dict(),
+        }
+        checkpoint.write(folder, content)
+
+    durations: list[float] = []
+    pruned: set[str] = set()
+    with (
+        RunLog(
+            folder,
+            console,
+            total_steps=steps,
+            start_step=state["step"],
+            loggers=config.loggers,
+        ) as log,
+        StopSignals() as signals,
+    ):
+        while True:
+            step = state["step"]
+            due = step % every == 0 or step == steps
+            if due and step > log.last_step:
+                with optimizer.averaged(opt):
+                    record = evaluate(backend, delta, valid, config, properties)
+                    improved = record["valid_loss"] < state["best"]["loss"]
+                    if improved:
+                        state["best"] = {
+                            "loss": record["valid_loss"],
+                            "step": step,
+                            "change": {
+                                name: tensor.clone()
+                                for name, tensor in delta.change.state_dict().items()
+                            },
+                        }
+                state["stale"] = 0 if improved else state["stale"] + 1
+                losses, state["losses"] = state["losses"], []
+                record = {
+                    "step": step,
+                    "epoch": step * config.batch_size / len(frames.structures),
+                    "train_loss": sum(losses) / len(losses) if losses else None,
+                    **record,
+                    "best": improved,
+                }
+                log.evaluation(record)
+                for name, layer in record["layers"].items():
+                    if layer["updated"] == 0 and name not in pruned and step:
+                        pruned.add(name)
+                        log.say(
+                            f"  note: {name} has pruned itself away; it stays at the "
+                            "foundation model's weights unless its threshold falls"
+                        )
+                save()
+            if step == steps or (config.patience and state["stale"] > config.patience):
+                break
+            if signals.received is not None:
+                save()
+                raise Interrupted(
+                    signals.received,
+                    f"stopped at step {step} of {steps}; go on with: "
+                    f"pathtune finetune --resume --output {folder}",
+                )
+            start = time.perf_counter()
+            indices = batch_indices(
+                config.seed, step, config.batch_size, len(frames.structures)
+            )
+            loss = training_step(
+                backend, delta, opt, frames, indices, config, properties
+            )
+            durations.append(time.perf_counter() - start)
+            state["losses"].append(loss)
+            state["step"] = step + 1
+            log.advance(loss)
+    delta.change.load_state_dict(state["best"]["change"])
+    ordered = sorted(durations)
+    return Outcome(
+        best_step=state["best"]["step"],
+        steps=state["step"],
+        seconds_per_step=ordered[len(ordered) // 2] if ordered else math.nan,
+        seconds_total=state["seconds"],
+    )
+
+
+def evaluate(
+    backend: Backend,
+    delta: Delta,
+    frames: Frames,
+    config: RunConfig,
+    properties: Mapping[Property, float],
+) -> dict[str, Any]:
+    """Return validation loss, errors, sparsity and the state of every layer."""
+    with torch.no_grad():
+        weights = delta()
+    predictions = predict(
+        backend,
+        frames.structures,
+        weights=weights,
+        shifts=frames.shifts,
+        graphs=frames.graphs,
+        properties=list(properties),
+    )
+    labels = collate([labels_of(s, {}) for s in frames.structures])
+    terms = loss_terms(_stack(predictions, properties), labels, config.huber_delta)
+    changes = delta.changes(backend.stored_weights())
+    thresholds = delta.change.thresholds()
+    layers: dict[str, dict[str, Any]] = {}
+    for target in delta.targets:
+        name = target.weight.name
+        updated = len(changes[name].indices) if name in changes else 0
+        layers[name] = {"updated": updated, "alive": target.size}
+        if name in thresholds:
+            layers[name]["threshold"] = thresholds[name]
+    updated = sum(layer["updated"] for layer in layers.values())
+    return {
+        "valid_loss": float(sum(properties[n] * float(t) for n, t in terms.items())),
+        "valid": metrics.errors(frames.structures, predictions),
+        "sparsity": sparsity(updated, delta.alive, backend.total_parameters),
+        "layers": layers,
+    }
+
+
+def _stack(
+    predictions: Sequence[Prediction], properties: Collection[Property]
+) -> dict[Property, Tensor]:
+    """Concatenate predictions; a structure without stress gets zeros (weight 0)."""
+    absent = np.zeros(6)
+    stacked: dict[Property, Tensor] = {}
+    for name in properties:
+        rows = [torch.as_tensor(p.get(name, absent)) for p in predictions]
+        stacked[name] = torch.cat(rows) if name == "forces" else torch.stack(rows)
+    return stacked

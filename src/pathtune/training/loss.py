@@ -1,0 +1,123 @@
+"""The loss: Huber on energy per atom, forces and stress, missing labels masked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import huber_loss
+
+from pathtune.properties import Property, Structure
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of one batch, in the model's precision; weight 0 marks a missing one.
+
+    Parameters
+    ----------
+    energy
+        (n_structures,) eV, reference-energy shifts subtracted.
+    n_atoms
+        (n_structures,).
+    forces
+        (n_atoms_total, 3) eV/Å.
+    stress
+        (n_structures, 6) eV/Å^3.
+    energy_weight, stress_weight
+        (n_structures,).
+    forces_weight
+        (n_atoms_total,).
+    """
+
+    energy: Tensor
+    n_atoms: Tensor
+    forces: Tensor
+    stress: Tensor
+    energy_weight: Tensor
+    forces_weight: Tensor
+    stress_weight: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Labels:
+        """Move all tensors."""
+        moved = (getattr(self, f.name).to(device, dtype) for f in fields(self))
+        return Labels(*moved)
+
+
+def labels_of(structure: Structure, shifts: Mapping[str, float]) -> Labels:
+    """Return the labels of one structure in float64.
+
+    The shifts are subtracted here, before any rounding to float32.
+    """
+    n = structure.n_atoms
+
+    def get(name: Property, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        if name in structure.labels:
+            return np.asarray(structure.labels[name]), structure.term_weight(name)
+        return np.zeros(shape), 0.0
+
+    energy, energy_weight = get("energy", ())
+    forces, forces_weight = get("forces", (n, 3))
+    stress, stress_weight = get("stress", (6,))
+    symbols = structure.atoms.get_chemical_symbols()
+    energy = energy - sum(shifts.get(symbol, 0.0) for symbol in symbols)
+    arrays = (
+        energy.reshape(1),
+        np.array([n]),
+        forces,
+        stress.reshape(1, 6),
+        np.array([energy_weight]),
+        np.full(n, forces_weight),
+        np.array([stress_weight]),
+    )
+    return Labels(*(torch.from_numpy(np.asarray(a, dtype=float)) for a in arrays))
+
+
+def collate(labels: Sequence[Labels]) -> Labels:
+    """Concatenate the labels of several structures."""
+    names = [f.name for f in fields(Labels)]
+    return Labels(*(torch.cat([getattr(x, n) for x in labels]) for n in names))
+
+
+def _term(difference: Tensor, weight: Tensor, delta: float) -> Tensor:
+    """Weighted Huber loss, averaged over the labelled components."""
+    loss = huber_loss(
+        difference, torch.zeros_like(difference), reduction="none", delta=delta
+    )
+    weight = weight.view(-1, *[1] * (loss.dim() - 1)).expand_as(loss)
+    labelled = (weight > 0).sum().clamp(min=1)
+    return (weight * loss).sum() / labelled
+
+
+def loss_terms(
+    predicted: Mapping[Property, Tensor], labels: Labels, delta: float
+) -> dict[Property, Tensor]:
+    """Return the unweighted loss of each predicted property.
+
+    Parameters
+    ----------
+    predicted
+        As `Backend.predict` returns it.
+    labels
+        Of the same batch.
+    delta
+        Width of the Huber loss, in eV/atom, eV/Å and eV/Å^3.
+    """
+    terms: dict[Property, Tensor] = {}
+    if "energy" in predicted:
+        per_atom = (predicted["energy"] - labels.energy) / labels.n_atoms
+        terms["energy"] = _term(per_atom, labels.energy_weight, delta)
+    if "forces" in predicted:
+        difference = predicted["forces"] - labels.forces
+        terms["forces"] = _term(difference, labels.forces_weight, delta)
+    if "stress" in predicted:
+        difference = predicted["stress"] - labels.stress
+        # A cell-free structure has a meaningless predicted stress: keep it out of the
+        # sum instead of multiplying it by zero, which would let a NaN through.
+        difference = difference[labels.stress_weight > 0]
+        weight = labels.stress_weight[labels.stress_weight > 0]
+        terms["stress"] = _term(difference, weight, delta)
+    return terms
