@@ -192,6 +192,10 @@ class DeltaFile:
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return W + dW of the touched parameters, in the stored dtype."""
         self.require_base(weights)
+        return self.merged(weights)
+
+    def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return W + dW of the touched parameters of a base known to be the right one."""
         return self._moved(weights, 1)
 
     def remove(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

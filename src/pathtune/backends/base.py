@@ -115,6 +115,11 @@ class Backend(ABC):
 
     @classmethod
     @abstractmethod
+    def knows(cls, model: str) -> bool:
+        """Whether `model` is a released name of this family (aliases included)."""
+
+    @classmethod
+    @abstractmethod
     def load(
         cls,
         model: str,

@@ -16,7 +16,7 @@ from torch import Tensor
 from pathtune import files, trust
 from pathtune.backends.base import Backend as Contract
 from pathtune.backends.base import ModelInfo, pick_head, undisturbed
-from pathtune.errors import PathtuneError, UsageError, unknown
+from pathtune.errors import PathtuneError, UsageError
 from pathtune.paths import Kind, PathWeight, Role
 from pathtune.paths import Path as IrrepsPath
 from pathtune.properties import Property
@@ -93,9 +93,6 @@ def _resolve(model: str, *, trust_checkpoint: bool) -> Path:
             ) from error
     else:
         path = Path(model)
-        if not path.exists():
-            known = [*_BUNDLED, *_DOWNLOADED, *_ALIASES]
-            raise UsageError(f"{unknown('model', model, known)} Or give a file")
     trust.require(path, _RELEASED, trust=trust_checkpoint)
     return path
 
@@ -128,6 +125,11 @@ class Backend(Contract):
             what = "fetched by sevenn; needs --trust-checkpoint once"
             infos.append(ModelInfo(cls.name, name, False, reason, what))
         return infos
+
+    @classmethod
+    def knows(cls, model: str) -> bool:
+        """Whether `model` is a released SevenNet name."""
+        return _canonical(model) in {*_BUNDLED, *_DOWNLOADED}
 
     @classmethod
     def load(

@@ -1,0 +1,491 @@
+"""The command line: a thin layer over `pathtune.api`; heavy imports stay inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pathtune.errors import PathtuneError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pathtune.deltafile import DeltaFile
+
+app = typer.Typer(
+    name="pathtune",
+    help="Adapt a pre-trained interatomic potential to your own DFT data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+delta_app = typer.Typer(
+    help="Add, subtract, scale and compare delta files.", no_args_is_help=True
+)
+app.add_typer(delta_app, name="delta")
+
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output.")
+]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Released name (pathtune models) or file.")
+]
+DeltaOption = Annotated[
+    Path | None, typer.Option("--delta", help="delta.safetensors of a run.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+Head = Annotated[str | None, typer.Option(help="Head (modality) of the model.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-checkpoint", help="Open a pickle of unknown hash.")
+]
+EnergyKey = Annotated[str | None, typer.Option(help="Key of the energies.")]
+ForcesKey = Annotated[str | None, typer.Option(help="Key of the forces.")]
+StressKey = Annotated[str | None, typer.Option(help="Key of the stress or virials.")]
+MagmomsKey = Annotated[str | None, typer.Option(help="Key of the magnetic moments.")]
+
+
+def main() -> None:
+    """Run the command line; errors meant for users are one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except PathtuneError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except _click().UsageError as error:
+        context = error.ctx.command_path if error.ctx else "pathtune"
+        _fail(f"{error.format_message()} (see {context} --help)", 2)
+    except _click().ClickException as error:
+        _fail(error.format_message(), 2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _click() -> Any:
+    """Return the click that typer uses (its own copy in recent versions)."""
+    try:
+        from typer import _click as click
+    except ImportError:
+        import click
+    return click
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"pathtune: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _keys(
+    energy: str | None, forces: str | None, stress: str | None, magmoms: str | None
+) -> dict[Any, str]:
+    given = {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}
+    return {name: key for name, key in given.items() if key is not None}
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+@app.command()
+def models(json_output: Json = False) -> None:
+    """List the released models and the file each name stands for."""
+    from pathtune import api
+
+    infos = api.models()
+    if json_output:
+        _print_json([info.to_dict() for info in infos])
+        return
+    rows = [
+        [i.name, i.backend, "yes" if i.available else "no", i.reason, i.checkpoint]
+        for i in infos
+    ]
+    _table("Models", ["name", "backend", "here", "where", "checkpoint"], rows)
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Any file ASE reads.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Compare labels with a model.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Test file that must share no frame with DATA.")
+    ] = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    magmoms_key: MagmomsKey = None,
+    head: Head = None,
+    device: Device = "auto",
+    trust_checkpoint: Trust = False,
+    json_output: Json = False,
+) -> None:
+    """Check labels, units, signs, duplicates and leakage; exit 1 on an error."""
+    from ase.data import atomic_numbers
+
+    from pathtune import structures
+
+    keys = _keys(energy_key, forces_key, stress_key, magmoms_key)
+    frames = structures.read(data, keys=keys)
+    others = structures.read(against, keys=keys) if against else None
+    elements, predictions = None, None
+    if model is not None:
+        from pathtune import api
+        from pathtune.prediction import predict
+
+        backend = api.load(
+            model, head=head, device=device, trust_checkpoint=trust_checkpoint
+        )
+        elements = {atomic_numbers[e] for e in backend.elements}
+        if all(set(s.atoms.symbols) <= set(backend.elements) for s in frames):
+            predictions = predict(backend, frames)
+    report = structures.check(
+        frames, elements=elements, predictions=predictions, against=others
+    )
+    if json_output:
+        _print_json(report.to_dict())
+    else:
+        print(f"{data}: {len(frames)} structures")
+        for name, count in structures.label_counts(frames).items():
+            if count:
+                print(f"  {count} {name}")
+        for finding in report.findings:
+            print(f"{finding.severity}: {finding.message}")
+        print("ok" if report.ok else "not ok")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def finetune(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of settings; flags override it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Released name or file.")
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="Training frames.")] = None,
+    valid: Annotated[
+        str | None, typer.Option(help="Validation frames; else 10 % of the training.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Test frames.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder.")] = (
+        None
+    ),
+    method: Annotated[str | None, typer.Option(help="sparse or full.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="low (accurate) or high (sparsest).")
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="linear, fctp, all, everything, layer=0-2, l=2, name=..."),
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Or epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Structures a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... or auto.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    head: Head = None,
+    reference_energies: Annotated[
+        str | None,
+        typer.Option(help="estimated, foundation, isolated, average or a file."),
+    ] = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    magmoms_key: MagmomsKey = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between evaluations.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Evaluations without gain before stopping.")
+    ] = None,
+    trust_checkpoint: Trust = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and probe a step.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --output.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, as a.b=value.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Fine-tune a foundation model on your data; writes a run folder."""
+    flags = {k: v for k, v in locals().items() if v is not None}
+    from pathtune import api
+    from pathtune.config import RunConfig, assign, read_yaml, validate
+
+    for own in ("config", "dry_run", "resume", "set_", "json_output"):
+        flags.pop(own, None)
+    if not trust_checkpoint:
+        flags.pop("trust_checkpoint")
+    settings = (read_yaml(config) if config else {}) | flags
+    for assignment in set_ or []:
+        assign(settings, assignment)
+    if resume:
+        if "output" not in settings:
+            raise UsageError("--resume needs --output, the folder of the run")
+        run = api.resume_config(Path(settings["output"]), settings)
+    else:
+        run = validate(RunConfig, settings, "setting")
+    if dry_run:
+        result = api.dry_run(run, console=_console())
+    else:
+        result = api.finetune(run, resume=resume, console=_console())
+    if json_output:
+        _print_json(result)
+    elif not dry_run:
+        _print_results(Path(run.output), result)
+
+
+def _print_results(folder: Path, result: Mapping[str, Any]) -> None:
+    split = "test" if result["test"] else "valid"
+    rows = []
+    for key in result[split]:
+        if key in result["zero_shot"] and key != "n_structures":
+            base, tuned = result["zero_shot"][key], result[split][key]
+            gain = base / tuned if tuned else float("inf")
+            rows.append([key, f"{base:.2f}", f"{tuned:.2f}", f"{gain:.1f}x"])
+    n = result[split]["n_structures"]
+    columns = ["error", "zero-shot", "tuned", "better by"]
+    _table(f"{split}: {n} structures", columns, rows)
+    sparsity = result["sparsity"]
+    percent = 100 * sparsity["updated_parameters"] / sparsity["total_parameters"]
+    print(
+        f"updated {sparsity['updated_parameters']} of {sparsity['total_parameters']} "
+        f"parameters ({percent:.2f} %)"
+    )
+    print(f"run folder: {folder}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="Any file ASE reads.")],
+    model: Model,
+    delta: DeltaOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Predictions, extended XYZ.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Structures at a time.", min=1)] = 16,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    magmoms_key: MagmomsKey = None,
+    head: Head = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    trust_checkpoint: Trust = False,
+    json_output: Json = False,
+) -> None:
+    """Predict structures with a model (and a delta); print the errors."""
+    from pathtune import api
+
+    result = api.evaluate(
+        str(data),
+        model,
+        delta,
+        output=output,
+        keys=_keys(energy_key, forces_key, stress_key, magmoms_key),
+        batch_size=batch_size,
+        console=_console(),
+        head=head,
+        device=device,
+        dtype=dtype,
+        trust_checkpoint=trust_checkpoint,
+    )
+    if json_output:
+        _print_json(result)
+        return
+    numbers = [[k, f"{v:.3f}"] for k, v in result.items() if isinstance(v, float)]
+    _table(f"{data}: {result['n_structures']} structures", ["error", ""], numbers)
+    for name, group in result.get("by_config_type", {}).items():
+        rows = [[k, f"{v:.3f}"] for k, v in group.items() if isinstance(v, float)]
+        _table(f"{name}: {group['n_structures']} structures", ["error", ""], rows)
+    if output is not None:
+        print(f"predictions: {output}")
+
+
+@app.command()
+def merge(
+    model: Model,
+    delta: Annotated[Path, typer.Option("--delta", help="delta.safetensors.")],
+    output: Output,
+    overwrite: Overwrite = False,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    json_output: Json = False,
+) -> None:
+    """Write base + delta as the vendor's own file, verified."""
+    from pathtune import api
+
+    result = api.merge(
+        model,
+        delta,
+        output,
+        overwrite=overwrite,
+        console=_console(),
+        head=head,
+        device="cpu",
+        trust_checkpoint=trust_checkpoint,
+    )
+    if json_output:
+        _print_json(result)
+    else:
+        print(f"merged: {output}")
+
+
+@app.command()
+def inspect(
+    delta: Annotated[Path, typer.Argument(help="A delta file.")],
+    json_output: Json = False,
+) -> None:
+    """Show what a delta file changes, and where it comes from."""
+    from pathtune.deltafile import DeltaFile
+
+    loaded = DeltaFile.load(delta)
+    rows = []
+    for name, change in loaded.changes.items():
+        record = loaded.metadata.get("tensors", {}).get(name, {})
+        rows.append(
+            {
+                "parameter": name,
+                "kind": record.get("kind"),
+                "layer": record.get("layer"),
+                "updated": len(change.indices),
+                "size": change.size,
+                "norm": float(change.values.norm()),
+                "largest": float(change.values.abs().max()),
+            }
+        )
+    if json_output:
+        content = dict(loaded.metadata)
+        del content["tensors"]
+        content["updated_parameters"] = loaded.updated_parameters
+        content["shifts"] = dict(loaded.shifts)
+        _print_json(content | {"tensors": rows})
+        return
+    meta = loaded.metadata
+    method = meta.get("method") or {}
+    print(f"{delta}: for {meta.get('model')} ({meta.get('backend')})")
+    print(f"method: {method.get('name') or meta.get('label')}")
+    print(f"elements: {', '.join(meta.get('elements', []))}")
+    shifts = ", ".join(f"{e} {v:+.6f}" for e, v in loaded.shifts.items())
+    print(f"reference-energy shifts (eV): {shifts or 'none'}")
+    _table(
+        f"{loaded.updated_parameters} changed entries",
+        ["parameter", "kind", "updated", "size", "share", "norm", "largest"],
+        [
+            [
+                str(r["parameter"]),
+                str(r["kind"]),
+                str(r["updated"]),
+                str(r["size"]),
+                f"{100 * r['updated'] / r['size']:.1f} %",
+                f"{r['norm']:.3g}",
+                f"{r['largest']:.3g}",
+            ]
+            for r in rows
+        ],
+    )
+
+
+@delta_app.command("add")
+def delta_add(
+    first: Path, second: Path, output: Output, overwrite: Overwrite = False
+) -> None:
+    """Write FIRST + SECOND."""
+    a, b = _load_deltas(first, second)
+    _save_delta(a.add(b), output, overwrite)
+
+
+@delta_app.command("subtract")
+def delta_subtract(
+    first: Path, second: Path, output: Output, overwrite: Overwrite = False
+) -> None:
+    """Write FIRST - SECOND."""
+    a, b = _load_deltas(first, second)
+    _save_delta(a.add(b, sign=-1), output, overwrite)
+
+
+@delta_app.command("scale")
+def delta_scale(
+    delta: Path, factor: float, output: Output, overwrite: Overwrite = False
+) -> None:
+    """Write FACTOR times DELTA (0.5 goes half the way)."""
+    import math
+
+    if not math.isfinite(factor):
+        raise UsageError(f"the factor is {factor}; give a finite number")
+    (loaded,) = _load_deltas(delta)
+    _save_delta(loaded.scale(factor), output, overwrite)
+
+
+@delta_app.command("diff")
+def delta_diff(first: Path, second: Path, json_output: Json = False) -> None:
+    """Compare the supports and values of two deltas."""
+    from pathtune.deltafile import compare
+
+    a, b = _load_deltas(first, second)
+    result = compare(a, b)
+    if json_output:
+        _print_json(result)
+        return
+    columns = ["parameter", "both", "only first", "only second", "Jaccard", "distance"]
+    rows = [
+        [
+            name,
+            str(row["both"]),
+            str(row["only_a"]),
+            str(row["only_b"]),
+            f"{row['jaccard']:.3f}",
+            f"{row['relative_distance']:.3f}",
+        ]
+        for name, row in [*result["tensors"].items(), ("all", result)]
+    ]
+    _table("changed entries", columns, rows)
+
+
+def _load_deltas(*paths: Path) -> list[DeltaFile]:
+    from pathtune.deltafile import DeltaFile
+
+    return [DeltaFile.load(path) for path in paths]
+
+
+def _save_delta(delta: DeltaFile, output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; add --overwrite to replace it")
+    delta.save(output)
+    print(f"{output}: {delta.updated_parameters} changed entries")
