@@ -143,7 +143,7 @@ def fingerprint(structures: Sequence[Structure]) -> str:
     """
     digest = hashlib.sha256()
     for s in structures:
-        parts = {
+        parts: dict[str, np.ndarray] = {
             "numbers": np.asarray(s.atoms.numbers, "<i8"),
             "positions": s.atoms.positions,
             "cell": s.atoms.cell[:],
@@ -234,10 +234,10 @@ def _frames(path: Path) -> list[Atoms]:
 
 
 def _iterate(path: Path) -> Iterator[Atoms]:
-    if filetype(path) not in ("db", "json"):
+    if filetype(str(path)) not in ("db", "json"):
         yield from ase.io.iread(path, index=":")
         return
-    with ase.db.connect(path) as database:
+    with ase.db.connect(str(path)) as database:
         for row in database.select():
             atoms = row.toatoms()
             atoms.info.update(row.data)
@@ -358,9 +358,7 @@ def _label(
     return _stress(array, is_virial, atoms, where) if name == "stress" else array
 
 
-def _stress(
-    array: np.ndarray, is_virial: bool, atoms: Atoms, where: str
-) -> np.ndarray:
+def _stress(array: np.ndarray, is_virial: bool, atoms: Atoms, where: str) -> np.ndarray:
     volume = atoms.cell.volume
     if volume < _MIN_VOLUME:
         raise PathtuneError(

@@ -186,8 +186,8 @@ def from_file(
         raise PathtuneError(f"{path}: expected a mapping of symbols to energies in eV")
     for symbol, value in content.items():
         if symbol not in _SYMBOLS:
-            # YAML 1.1 reads an unquoted No (nobelium) or Y as something else.
-            raise PathtuneError(f"{path}: {unknown_element(str(symbol))}")
+            # YAML 1.1 reads an unquoted No (nobelium) as a truth value.
+            raise PathtuneError(f"{path}: {unknown('element', str(symbol), _SYMBOLS)}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and np.isfinite(value)):
             raise PathtuneError(
@@ -198,8 +198,11 @@ def from_file(
             f"{path}: no energy for {', '.join(missing)}; add it in eV per atom"
         )
     return _exact(
-        {e: content[e] - _base(base_reference_energies, e) for e in content
-         if e in base_reference_energies}
+        {
+            e: content[e] - _base(base_reference_energies, e)
+            for e in content
+            if e in base_reference_energies
+        }
     )
 
 
@@ -229,11 +232,6 @@ def subtract(
     """
     energies = [float(s.labels.get("energy", np.nan)) for s in structures]
     return np.array(energies, dtype=np.float64) - shift_energies(structures, shifts)
-
-
-def unknown_element(symbol: str) -> str:
-    """Return one sentence for a symbol that is no element, with the nearest ones."""
-    return unknown("element", symbol, _SYMBOLS)
 
 
 def _elements(structures: Sequence[Structure]) -> list[str]:

@@ -1,0 +1,400 @@
+"""Checking a data set before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from ase.data import chemical_symbols
+from ase.neighborlist import neighbor_list
+
+from pathtune.properties import Prediction, Property, Structure
+from pathtune.structures.read import label_counts
+from pathtune.structures.units import (
+    inconsistent_units,
+    is_per_atom,
+    suspected_units,
+)
+
+Severity = Literal["error", "warning", "note"]
+
+_UNITS: Mapping[Property, str] = {
+    "energy": "eV per structure",
+    "forces": "eV/Å (minus the gradient)",
+    "stress": "eV/Å^3, tension positive",
+}
+_DUPLICATE = 1e-6  # Å
+_LEAK = 1e-4  # Å
+_OVERLAP = 0.3  # Å
+_SMALL = 400  # atoms up to which all pairs are compared at once
+_ABSURD_FORCE, _LARGE_FORCE = 100.0, 30.0  # eV/Å
+_LARGE_STRESS = 1.0  # eV/Å^3, 160 GPa
+_LARGE_NET_FORCE, _NET_FORCE = 0.05, 0.002  # eV/Å per atom
+_LARGE_MAGMOM = 12.0  # μ_B
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found in the data.
+
+    Parameters
+    ----------
+    severity
+        ``"error"`` (do not train on this), ``"warning"`` or ``"note"``.
+    code
+        Kebab-case name of the check.
+    message
+        What was found, what is expected, what to do.
+    frames
+        Indices of the structures concerned; empty where it is the whole set.
+    """
+
+    severity: Severity
+    code: str
+    message: str
+    frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Parameters
+    ----------
+    findings
+        Errors first, then warnings, then notes.
+    counts
+        Number of structures that carry each label.
+    elements
+        Symbols in the data, by atomic number.
+    n_structures
+        Number of structures.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    counts: Mapping[Property, int] = field(default_factory=dict)
+    elements: tuple[str, ...] = ()
+    n_structures: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return all(f.severity != "error" for f in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, ready for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def check(
+    structures: Sequence[Structure],
+    *,
+    elements: Collection[int] | None = None,
+    predictions: Sequence[Prediction] | None = None,
+    against: Sequence[Structure] | None = None,
+) -> Report:
+    """Look for what makes training fail or lie: units, duplicates, leaks, geometry.
+
+    Parameters
+    ----------
+    structures
+        The data.
+    elements
+        Atomic numbers the base model knows; default: do not check.
+    predictions
+        The base model's predictions, one mapping per structure, empty where there is
+        none; they make the test of the units sensitive.
+    against
+        Structures that must not be among `structures`, e.g. the training part.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of structures and predictions differ.
+    """
+    if predictions is not None and len(predictions) != len(structures):
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(structures)} structures"
+        )
+    findings = [
+        *_labels(structures),
+        *_units(structures, predictions or [{} for _ in structures]),
+        *_geometry(structures),
+        *_values(structures),
+        *_repeats(structures, against or ()),
+    ]
+    present = sorted({int(z) for s in structures for z in s.atoms.numbers})
+    if elements is not None:
+        findings += _foreign(structures, present, elements)
+    order: tuple[Severity, ...] = ("error", "warning", "note")
+    return Report(
+        findings=tuple(sorted(findings, key=lambda f: order.index(f.severity))),
+        counts=label_counts(structures),
+        elements=tuple(chemical_symbols[z] for z in present),
+        n_structures=len(structures),
+    )
+
+
+def _labels(structures: Sequence[Structure]) -> Iterator[Finding]:
+    counts = label_counts(structures)
+    if not any(counts.values()):
+        yield Finding(
+            "error", "no-labels", "no structure has a label; name the keys of the file"
+        )
+    for name, count in counts.items():
+        if 0 < count < len(structures):
+            yield Finding(
+                "note",
+                "partial-labels",
+                f"{count} of {len(structures)} structures have {name}; the others do "
+                f"not enter the {name} loss",
+            )
+
+
+def _units(
+    structures: Sequence[Structure], predictions: Sequence[Prediction]
+) -> Iterator[Finding]:
+    accused = False
+    for name, expected in _UNITS.items():
+        if units := suspected_units(name, structures, predictions):
+            accused = True
+            yield Finding(
+                "error",
+                f"{name}-units",
+                f"against the base model, {name} looks like {' or '.join(units)}; "
+                f"expected {expected}: convert the labels",
+            )
+    if is_per_atom([s for s in structures if "energy" in s.labels]):
+        accused = True
+        yield Finding(
+            "error",
+            "energy-per-atom",
+            "the energy does not grow with the number of atoms, so it looks like eV "
+            "per atom; expected the total energy: multiply it by the number of atoms",
+        )
+    if not accused and (units := inconsistent_units(structures)):
+        yield Finding(
+            "error",
+            "inconsistent-units",
+            "energies, forces and stresses of neighbouring frames do not belong "
+            f"together, which would be explained by {' or '.join(units)}; expected "
+            "eV, eV/Å and eV/Å^3: convert the labels",
+        )
+
+
+def _geometry(structures: Sequence[Structure]) -> Iterator[Finding]:
+    degenerate = _where(structures, _is_degenerate)
+    yield from _report(
+        degenerate,
+        "error",
+        "degenerate-cell",
+        "a periodic direction has no cell vector, or the cell has no volume; give the "
+        "cell or switch pbc off",
+    )
+    yield from _report(
+        [
+            i
+            for i in sorted(set(range(len(structures))) - set(degenerate))
+            if _overlaps(structures[i])
+        ],
+        "error",
+        "overlapping-atoms",
+        f"two atoms are closer than {_OVERLAP} Å; check the units of positions and "
+        "cell, or remove the frame",
+    )
+    yield from _report(
+        _where(structures, lambda s: "stress" in s.labels and not s.atoms.pbc.all()),
+        "warning",
+        "stress-without-periodicity",
+        "a stress label on a frame that is not periodic in three directions means "
+        "nothing; leave it out or set pbc",
+    )
+
+
+def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
+    force = _largest(structures, "forces")
+    yield from _report(
+        np.flatnonzero(force > _ABSURD_FORCE).tolist(),
+        "error",
+        "absurd-forces",
+        f"forces up to {force.max(initial=0.0):.3g} eV/Å, above {_ABSURD_FORCE:g}; "
+        "check their unit, or remove the frame",
+    )
+    yield from _report(
+        np.flatnonzero((force > _LARGE_FORCE) & (force <= _ABSURD_FORCE)).tolist(),
+        "warning",
+        "large-forces",
+        f"forces above {_LARGE_FORCE:g} eV/Å dominate the loss; check their unit, or "
+        "leave the frame out",
+    )
+    stress = _largest(structures, "stress")
+    yield from _report(
+        np.flatnonzero(stress > _LARGE_STRESS).tolist(),
+        "warning",
+        "large-stress",
+        f"stress up to {stress.max(initial=0.0):.3g} eV/Å^3, above {_LARGE_STRESS:g} "
+        "(160 GPa); check that its unit is not GPa, kbar or eV",
+    )
+    magmom = _largest(structures, "magmoms")
+    yield from _report(
+        np.flatnonzero(magmom > _LARGE_MAGMOM).tolist(),
+        "warning",
+        "large-magmoms",
+        f"magnetic moments up to {magmom.max(initial=0.0):.3g} μ_B, above "
+        f"{_LARGE_MAGMOM:g}; check their unit",
+    )
+    net = np.array([_net_force(s) for s in structures])
+    yield from _report(
+        np.flatnonzero(net > _LARGE_NET_FORCE).tolist(),
+        "warning",
+        "net-force",
+        f"the forces of a frame sum to up to {net.max(initial=0.0):.3g} eV/Å per atom, "
+        "expected zero; check that atoms and forces are in the same order",
+    )
+    yield from _report(
+        np.flatnonzero((net > _NET_FORCE) & (net <= _LARGE_NET_FORCE)).tolist(),
+        "note",
+        "net-force",
+        "the forces of a frame do not sum to zero, which a model with conservative "
+        "forces cannot learn; tighten the DFT settings if it matters",
+    )
+
+
+def _repeats(
+    structures: Sequence[Structure], against: Sequence[Structure]
+) -> Iterator[Finding]:
+    n = len(structures)
+    duplicates = sorted({j for _, j in _equal(structures, _DUPLICATE)})
+    yield from _report(
+        duplicates,
+        "warning",
+        "duplicates",
+        "the frame repeats an earlier one (same species, cell and positions); remove "
+        "it, or it counts twice",
+    )
+    leaked = (
+        {i for i, j in _equal([*structures, *against], _LEAK) if i < n <= j}
+        if against
+        else set()
+    )
+    yield from _report(
+        sorted(leaked),
+        "error",
+        "leakage",
+        "the frame is also in the data it is held against (same species, cell and "
+        "positions); remove it from one of the two",
+    )
+
+
+def _foreign(
+    structures: Sequence[Structure], present: Sequence[int], known: Collection[int]
+) -> Iterator[Finding]:
+    foreign = [z for z in present if z not in known]
+    if foreign:
+        symbols = ", ".join(chemical_symbols[z] for z in foreign)
+        yield from _report(
+            _where(structures, lambda s: bool(np.isin(foreign, s.atoms.numbers).any())),
+            "error",
+            "unknown-elements",
+            f"the base model does not know {symbols}; choose another base model or "
+            "remove the frames",
+        )
+
+
+def _report(
+    frames: Sequence[int], severity: Severity, code: str, message: str
+) -> Iterator[Finding]:
+    """Yield one finding that counts and names its frames, if there are any."""
+    if frames:
+        shown = ", ".join(map(str, frames[:3])) + (", ..." if len(frames) > 3 else "")
+        where = f"{len(frames)} frame{'s' * (len(frames) > 1)} ({shown}): "
+        yield Finding(severity, code, where + message, tuple(frames))
+
+
+def _where(
+    structures: Sequence[Structure], claim: Callable[[Structure], bool]
+) -> list[int]:
+    return [i for i, s in enumerate(structures) if claim(s)]
+
+
+def _largest(structures: Sequence[Structure], name: Property) -> np.ndarray:
+    """Return the largest length (stress: component) of a label by structure."""
+
+    def size(s: Structure) -> float:
+        label = np.asarray(s.labels.get(name, 0.0))
+        length = np.linalg.norm(label, axis=-1) if label.ndim == 2 else np.abs(label)
+        return float(np.max(length))
+
+    return np.array([size(s) for s in structures])
+
+
+def _net_force(s: Structure) -> float:
+    if "forces" not in s.labels or s.n_atoms < 2:
+        return 0.0
+    return float(np.linalg.norm(s.labels["forces"].sum(axis=0))) / s.n_atoms
+
+
+def _is_degenerate(s: Structure) -> bool:
+    cell = s.atoms.cell
+    missing = s.atoms.pbc & (np.abs(cell[:]).max(axis=1) == 0)
+    return bool(missing.any() or abs(np.linalg.det(cell.complete())) < 1e-6)
+
+
+def _overlaps(s: Structure) -> bool:
+    cell, pbc, n = s.atoms.cell.complete()[:], s.atoms.pbc, s.n_atoms
+    inverse = np.linalg.inv(cell)
+    # A pair closer than _OVERLAP is its own nearest image by rounding only while the
+    # planes of the cell are at least twice that apart.
+    heights = 1 / np.linalg.norm(inverse, axis=0)
+    if n > _SMALL or (heights[pbc] < 2 * _OVERLAP).any():
+        return bool(len(neighbor_list("i", s.atoms, _OVERLAP)))
+    step = s.atoms.positions[:, None] - s.atoms.positions
+    if pbc.any():
+        scaled = step @ inverse
+        step = (scaled - np.round(scaled) * pbc) @ cell
+    close = (step**2).sum(axis=-1) < _OVERLAP**2
+    return int(close.sum()) > n  # every atom is close to itself
+
+
+def _equal(
+    structures: Sequence[Structure], tolerance: float
+) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of indices, the smaller first, of structures that are equal.
+
+    Structures with other moments are not equal. A projection on one direction sorts
+    the structures so that only neighbours need comparing.
+    """
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for i, s in enumerate(structures):
+        groups[s.atoms.numbers.tobytes() + s.atoms.pbc.tobytes()].append(i)
+    for members in groups.values():
+        frames = [structures[i].atoms for i in members]
+        place = np.array([np.vstack([a.positions, a.cell[:]]).ravel() for a in frames])
+        direction = np.cos(np.arange(place.shape[1]))
+        projection = place @ direction
+        order = np.argsort(projection, kind="stable")
+        place, projection = place[order], projection[order]
+        reach = projection + tolerance * np.abs(direction).sum()
+        ends = np.searchsorted(projection, reach, side="right")
+        for k in np.flatnonzero(ends > np.arange(len(order)) + 1):
+            gaps = np.abs(place[k + 1 : ends[k]] - place[k]).max(axis=1)
+            for m in (k + 1 + np.flatnonzero(gaps <= tolerance)).tolist():
+                i, j = sorted((members[order[k]], members[order[m]]))
+                if _same_moments(structures[i], structures[j]):
+                    yield i, j
+
+
+def _same_moments(a: Structure, b: Structure) -> bool:
+    """Tell whether no moments, labels or initial ones, tell the two apart."""
+    for first, second in (
+        (a.labels.get("magmoms"), b.labels.get("magmoms")),
+        tuple(s.atoms.arrays.get("initial_magmoms") for s in (a, b)),
+    ):
+        if first is None or second is None:
+            continue
+        if first.shape != second.shape or np.abs(first - second).max() > 1e-6:
+            return False
+    return True
