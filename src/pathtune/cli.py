@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,8 @@ MagmomsKey = Annotated[str | None, typer.Option(help="Key of the magnetic moment
 
 def main() -> None:
     """Run the command line; errors meant for users are one line and an exit code."""
+    # Typer uses click, or its own copy of it, depending on its version.
+    click = importlib.import_module(typer.Exit.__module__)
     try:
         app(standalone_mode=False)
     except PathtuneError as error:
@@ -63,23 +66,14 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(130)
-    except _click().UsageError as error:
+    except click.UsageError as error:
         context = error.ctx.command_path if error.ctx else "pathtune"
         _fail(f"{error.format_message()} (see {context} --help)", 2)
-    except _click().ClickException as error:
+    except click.ClickException as error:
         _fail(error.format_message(), 2)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-
-
-def _click() -> Any:
-    """Return the click that typer uses (its own copy in recent versions)."""
-    try:
-        from typer import _click as click
-    except ImportError:
-        import click
-    return click
 
 
 def _fail(message: str, code: int) -> None:
@@ -198,9 +192,9 @@ def finetune(
         str | None, typer.Option(help="Validation frames; else 10 % of the training.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test frames.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder.")] = (
-        None
-    ),
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Run folder.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="sparse or full.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="low (accurate) or high (sparsest).")

@@ -195,7 +195,7 @@ class DeltaFile:
         return self.merged(weights)
 
     def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return W + dW of the touched parameters of a base known to be the right one."""
+        """Return W + dW of the touched parameters, of a base already checked."""
         return self._moved(weights, 1)
 
     def remove(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def _split(
         for name in ("forces", "magmoms")
         if name in arrays
     }
-    results = []
+    results: list[Prediction] = []
     for index, structure in enumerate(chunk):
         predicted: dict[Property, np.ndarray] = {}
         if "energy" in arrays:
@@ -92,7 +92,7 @@ def _split(
             shift = sum(shifts.get(symbol, 0.0) for symbol in symbols)
             predicted["energy"] = arrays["energy"][index] + shift
         for name, pieces in by_atom.items():
-            predicted[name] = pieces[index]  # type: ignore[index]
+            predicted[name] = pieces[index]
         if "stress" in arrays and structure.atoms.cell.rank == 3:
             predicted["stress"] = arrays["stress"][index]
         results.append(predicted)

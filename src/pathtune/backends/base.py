@@ -247,4 +247,3 @@ def pick_head(given: str | None, heads: Sequence[str], model: str) -> str | None
     if given not in heads:
         raise UsageError(unknown("head", given, heads))
     return given
-

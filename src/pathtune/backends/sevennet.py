@@ -109,6 +109,12 @@ class Backend(Contract):
     suffixes: ClassVar[tuple[str, ...]] = (".pth", ".pt")
     properties: frozenset[Property] = frozenset({"energy", "forces", "stress"})
 
+    _checkpoint: Any
+    _config: dict[str, Any]
+    _stored: dict[str, Tensor]
+    _heads: tuple[str, ...]
+    model: Any
+
     @classmethod
     def models(cls) -> list[ModelInfo]:
         """List the released models; which file of the vendor's each name means."""
@@ -189,7 +195,9 @@ class Backend(Contract):
                 ) from error
         self = cls()
         self.model_name = _canonical(model) if not Path(model).exists() else path.name
-        self.head = pick_head(head, tuple(single.modal_map or ()), self.model_name)
+        heads = single.modal_map or {}
+        self._heads = tuple(sorted(heads, key=lambda name: heads[name]))
+        self.head = pick_head(head, self._heads, self.model_name)
         self.dtype = dtype
         self.device = torch.device(device)
         self._checkpoint = checkpoint
@@ -199,8 +207,7 @@ class Backend(Contract):
         self.model.requires_grad_(False)
         self.model.set_is_batch_data(True)
         self.model.to(self.device)
-        symbols = _symbols(single.type_map)
-        self.elements = tuple(symbols)
+        self.elements = _symbols(single.type_map or {})
         self.r_max = float(single.cutoff)
         self.has_inversion = bool(config["is_parity"])
         return self
@@ -271,7 +278,8 @@ class Backend(Contract):
         """Predict energy, forces and stress; see the contract."""
         data = batch.clone()
         self.model.train(training)
-        out = torch.func.functional_call(self.model, dict(weights), (data,))
+        with torch.enable_grad():  # forces are a derivative also in evaluation
+            out = torch.func.functional_call(self.model, dict(weights), (data,))
         predicted: dict[Property, Tensor] = {}
         if "energy" in properties:
             predicted["energy"] = out["inferred_total_energy"]
@@ -310,7 +318,7 @@ class Backend(Contract):
                     elements=self.elements
                     if any(p.element_axis is not None for p in paths)
                     else (),
-                    heads=tuple(self.model.modal_map or ())
+                    heads=self._heads
                     if any(p.head_axis is not None for p in paths)
                     else (),
                 )
@@ -336,11 +344,9 @@ class Backend(Contract):
         """Return the paths of an o3.Linear; a flat block is (mul_in, mul_out)."""
         paths = []
         start = 0
-        n_heads = len(self.model.modal_map or ())
         last = len(module.irreps_in) - 1
-        by_head = n_heads > 1 and getattr(
-            self.model._modules[block], "num_modalities", 0
-        )
+        # The vendor appends the one-hot modality as the last input irrep.
+        by_head = getattr(self.model._modules[block], "num_modalities", 0) > 1
         for instruction in module.instructions:
             if instruction.i_in < 0:
                 continue
@@ -390,7 +396,7 @@ class Backend(Contract):
         """Return the view of the shift tensor that the active head uses."""
         if shift.dim() == 2:
             assert self.head is not None, "only multi-fidelity models have rows"
-            return shift[self.model.modal_map[self.head]]
+            return shift[self._heads.index(self.head)]
         return shift
 
     def reference_energies(self) -> dict[str, float]:
@@ -473,7 +479,8 @@ class Backend(Contract):
             )
 
 
-def _symbols(type_map: Mapping[int, int]) -> list[str]:
+def _symbols(type_map: Mapping[int, int]) -> tuple[str, ...]:
     from ase.data import chemical_symbols
 
-    return [chemical_symbols[z] for z in sorted(type_map, key=lambda z: type_map[z])]
+    ordered = sorted(type_map, key=lambda z: type_map[z])
+    return tuple(chemical_symbols[z] for z in ordered)

@@ -94,7 +94,9 @@ class Change(base.Change):
         thresholds = torch.sigmoid(self.tau).unbind()
         parts = [
             soft_threshold(delta, threshold)
-            for delta, threshold in zip(self.delta.split(sizes), thresholds, strict=True)
+            for delta, threshold in zip(
+                self.delta.split(sizes), thresholds, strict=True
+            )
         ]
         changes = []
         for segments in self._sizes:
