@@ -83,17 +83,17 @@ def suspected_units(
         if name in s.labels and name in p
     ]
     if name == "energy":
-        y, x, n = _energy_differences(both)
-        sizes = dict.fromkeys(UNITS[name], np.ones_like(x)) | {PER_ATOM: n}
+        y, x, n = _energy_residuals(both)
     else:
-        y = np.concatenate([label.ravel() for _, label, _ in both] or [np.zeros(0)])
-        x = np.concatenate([base.ravel() for _, _, base in both] or [np.zeros(0)])
-        sizes = {}
-    informative = np.abs(x) > 0.5 * np.sqrt(np.mean(x**2)) if x.size else x > 0
+        y = np.concatenate([np.zeros(0), *(label.ravel() for _, label, _ in both)])
+        x = np.concatenate([np.zeros(0), *(base.ravel() for _, _, base in both)])
+    if not x.size:
+        return []
+    informative = np.abs(x) > 0.5 * np.sqrt(np.mean(x**2))
     y, x = y[informative], x[informative]
     expected = {unit: x / size for unit, size in UNITS[name].items()}
     if name == "energy":
-        expected[PER_ATOM] = x / sizes[PER_ATOM][informative]
+        expected[PER_ATOM] = x / n[informative]
     return _explanations(y, x, expected)
 
 
@@ -169,17 +169,25 @@ def _share(y: np.ndarray, x: np.ndarray) -> tuple[float, float]:
     return float(np.mean(off < np.log(_FACTOR))), float(np.median(off))
 
 
-def _energy_differences(
+def _energy_residuals(
     both: Sequence[tuple[Structure, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return labels, predictions (relative to their composition) and n_atoms."""
-    groups: dict[bytes, list[tuple[float, float, int]]] = defaultdict(list)
-    for s, label, base in both:
-        key = np.sort(s.atoms.numbers).tobytes()
-        groups[key].append((float(label), float(base), s.n_atoms))
-    rows = [np.array(g) for g in groups.values() if len(g) > 1]
-    centred = [g - np.append(g.mean(axis=0)[:2], 0.0) for g in rows]
-    y, x, n = np.concatenate([np.zeros((0, 3)), *centred]).T
+    """Return labels and predictions, less what the composition explains, and n_atoms.
+
+    Both are per atom; empty where composition explains nearly all of so few frames.
+    """
+    numbers = [s.atoms.numbers for s, _, _ in both]
+    species = np.unique(np.concatenate([np.zeros(0, int), *numbers]))
+    n = np.array([len(z) for z in numbers], dtype=float)
+    counts = np.array([(z[:, None] == species).sum(axis=0) for z in numbers])
+    energies = np.array([[float(label), float(base)] for _, label, base in both])
+    if len(both) <= _MIN_PAIRS:
+        return np.zeros(0), np.zeros(0), np.zeros(0)
+    fractions, energies = counts / n[:, None], energies / n[:, None]
+    fit, _, rank, _ = np.linalg.lstsq(fractions, energies, rcond=None)
+    if len(both) - rank < _MIN_PAIRS:
+        return np.zeros(0), np.zeros(0), np.zeros(0)
+    y, x = (energies - fractions @ fit).T
     return y, x, n
 
 
