@@ -57,13 +57,12 @@ MagmomsKey = Annotated[str | None, typer.Option(help="Key of the magnetic moment
 def main() -> None:
     """Run the command line; errors meant for users are one line and an exit code."""
     # Typer uses click, or its own copy of it, depending on its version.
-    click = importlib.import_module(typer.Exit.__module__)
+    click = importlib.import_module(typer.BadParameter.__module__)
     try:
-        app(standalone_mode=False)
+        # typer.Exit comes back as a number: `check` on bad data, --help, Ctrl-C.
+        sys.exit(app(standalone_mode=False))
     except PathtuneError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(130)
     except click.UsageError as error:

@@ -147,8 +147,13 @@ def build(
         if w.name in alive
     ]
     dtype = next(iter(model_weights.values())).dtype
-    generator = torch.Generator().manual_seed(seed)
-    change = method.Change(config, targets, dtype=dtype, generator=generator)
+    change = method.Change(
+        config,
+        targets,
+        total_parameters=sum(w.size for w in path_weights),
+        dtype=dtype,
+        generator=torch.Generator().manual_seed(seed),
+    )
     return Delta(model_weights, targets, change)
 
 

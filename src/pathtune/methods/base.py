@@ -71,12 +71,14 @@ class Change(nn.Module, ABC):
         config: Any,
         targets: Sequence[Target],
         *,
+        total_parameters: int,
         dtype: torch.dtype,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.config = config
         self.targets = tuple(targets)
+        self.total_parameters = total_parameters
         self.initialise(dtype, generator)
 
     @abstractmethod
@@ -90,6 +92,26 @@ class Change(nn.Module, ABC):
     @abstractmethod
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's groups: params, lr, weight_decay."""
+
+    @property
+    def phase_pending(self) -> bool:
+        """Whether a phase is still to come; early stopping waits for it."""
+        return False
+
+    def phase_due(self, progress: float) -> bool:
+        """Whether a new phase of the method begins at this share of the steps.
+
+        The answer is a function of `progress` and the module's state dict alone, so
+        that a resumed run is the same run.
+        """
+        return False
+
+    def begin_phase(self) -> None:
+        """Begin the phase that is due; the module holds the averaged iterate.
+
+        The optimizer starts afresh from `param_groups`, and the best iterate is chosen
+        anew: what came before the phase is not what the method hands back.
+        """
 
     def thresholds(self) -> Mapping[str, list[float]]:
         """Return each parameter's thresholds, where the method has any."""

@@ -115,7 +115,13 @@ def inconsistent_units(structures: Sequence[Structure]) -> list[str]:
     expected[f"energy in {PER_ATOM}"] = (f + s) / n[:, None]
     expected |= {f"forces in {u}": f * size + s for u, size in UNITS["forces"].items()}
     expected |= {f"stress in {u}": f + s * size for u, size in UNITS["stress"].items()}
-    return _explanations(y, f + s, expected)
+    force, stress = np.abs(f).sum(axis=1), np.abs(s).sum(axis=1)
+    # A wrong label shows only where it does most of the work.
+    for part in (force + stress > 0, force > 3 * stress, stress > 3 * force):
+        chosen = {name: values[part] for name, values in expected.items()}
+        if units := _explanations(y[part], (f + s)[part], chosen):
+            return units
+    return []
 
 
 def is_per_atom(structures: Sequence[Structure]) -> bool:
@@ -160,6 +166,8 @@ def _share(y: np.ndarray, x: np.ndarray) -> tuple[float, float]:
         # Where the estimates from the two ends nearly cancel, their mean is noise.
         ends, x = x, x.mean(axis=1)
         keep = np.abs(ends[:, 0] - ends[:, 1]) <= 8 * np.abs(x)
+        y, x = y[keep], x[keep]
+        keep = np.abs(x) >= np.median(np.abs(x)) if x.size else keep[:0]
         y, x = y[keep], x[keep]
     keep = (x != 0) & (y != 0)
     y, x = y[keep], x[keep]

@@ -141,6 +141,7 @@ def train(
                 "data; resume with the same ones, or choose another --output"
             )
         delta.change.load_state_dict(saved["change"])
+        opt = optimizer.build(delta.change.param_groups(), warmup)
         opt.load_state_dict(saved["optimizer"])
         state = saved["state"]
 
@@ -170,8 +171,15 @@ def train(
     ):
         while True:
             step = state["step"]
-            due = step % every == 0 or step == steps
-            if due and step > log.last_step:
+            if delta.change.phase_due(step / steps):
+                # For good, not in `averaged`: the new phase starts from the average.
+                opt.eval()
+                delta.change.begin_phase()
+                opt = optimizer.build(delta.change.param_groups(), warmup)
+                state["best"] = {"loss": math.inf, "step": step, "change": None}
+                state["stale"] = 0
+                log.say(f"step {step:>6}  a new phase of the method begins")
+            if step > log.last_step and (step % every == 0 or step == steps):
                 with optimizer.averaged(opt):
                     record = evaluate(backend, delta, valid, config, properties)
                     improved = record["valid_loss"] < state["best"]["loss"]
@@ -202,7 +210,8 @@ def train(
                             "foundation model's weights unless its threshold falls"
                         )
                 save()
-            if step == steps or (config.patience and state["stale"] > config.patience):
+            patient = not config.patience or state["stale"] < config.patience
+            if step == steps or not (patient or delta.change.phase_pending):
                 break
             if signals.received is not None:
                 save()
