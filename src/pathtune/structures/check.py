@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.neighborlist import neighbor_list
 
+from pathtune.errors import PathtuneError
 from pathtune.properties import Prediction, Property, Structure
 from pathtune.structures.read import label_counts
 from pathtune.structures.units import (
@@ -136,6 +137,22 @@ def check(
         elements=tuple(chemical_symbols[z] for z in present),
         n_structures=len(structures),
     )
+
+
+def require_cells(structures: Sequence[Structure]) -> None:
+    """Refuse periodic frames without a cell; no neighbour list can be built for them.
+
+    Raises
+    ------
+    PathtuneError
+        Naming the first such frame.
+    """
+    for structure in structures:
+        if _is_degenerate(structure):
+            raise PathtuneError(
+                f"{structure.source}: a periodic direction has no cell vector, or the "
+                "cell has no volume; give the cell or switch pbc off"
+            )
 
 
 def _labels(structures: Sequence[Structure]) -> Iterator[Finding]:

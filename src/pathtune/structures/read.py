@@ -20,6 +20,7 @@ from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import UnknownFileTypeError, filetype
 
+from pathtune import files
 from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.properties import (
     PROPERTIES,
@@ -179,6 +180,8 @@ def write_predictions(
     ------
     ValueError
         If the numbers of structures and predictions differ.
+    PathtuneError
+        If the file cannot be written.
     """
     path = Path(path)
     frames = []
@@ -202,12 +205,8 @@ def write_predictions(
             **{k: v if np.ndim(v) else float(v) for k, v in prediction.items()},
         )
         frames.append(atoms)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with files.replacing(path) as temporary:
         ase.io.write(temporary, frames, format="extxyz")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _frames(path: Path) -> list[Atoms]:
