@@ -151,8 +151,9 @@ def check(
     keys = _keys(energy_key, forces_key, stress_key, magmoms_key)
     frames = structures.read(data, keys=keys)
     others = structures.read(against, keys=keys) if against else None
-    elements, predictions = None, None
-    if model is not None:
+    if model is None:
+        report = structures.check(frames, against=others)
+    else:
         from pathtune import api
         from pathtune.prediction import predict
 
@@ -160,11 +161,16 @@ def check(
             model, head=head, device=device, trust_checkpoint=trust_checkpoint
         )
         elements = {atomic_numbers[e] for e in backend.elements}
-        if all(set(s.atoms.symbols) <= set(backend.elements) for s in frames):
-            predictions = predict(backend, frames)
-    report = structures.check(
-        frames, elements=elements, predictions=predictions, against=others
-    )
+        report = structures.check(frames, elements=elements, against=others)
+        if not {"degenerate-cell", "unknown-elements"} & {
+            finding.code for finding in report.findings
+        }:
+            report = structures.check(
+                frames,
+                elements=elements,
+                predictions=predict(backend, frames),
+                against=others,
+            )
     if json_output:
         _print_json(report.to_dict())
     else:

@@ -152,7 +152,7 @@ def assign(settings: dict[str, Any], assignment: str) -> None:
     Raises
     ------
     UsageError
-        If there is no ``=`` or a part of the path is no mapping.
+        If there is no ``=``, a part of the path is no mapping, or the value no YAML.
     """
     key, equals, value = assignment.partition("=")
     if not equals or not key:
@@ -163,7 +163,12 @@ def assign(settings: dict[str, Any], assignment: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise UsageError(f"--set {assignment!r}: {parent} has no parts")
-    target[last] = yaml.safe_load(value)
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"--set {assignment!r}: {value!r} is not YAML; quote it"
+        ) from error
 
 
 def validate(model: type[M], settings: Mapping[str, Any], what: str) -> M:

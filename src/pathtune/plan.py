@@ -69,6 +69,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     parts = _read_parts(config, console)
     for part in parts.values():
         require_elements(backend, {e for s in part for e in s.atoms.symbols})
+        structures.require_cells(part)
     counts = structures.label_counts(parts["train"])
     properties: dict[Property, float] = {
         name: weight
@@ -79,6 +80,13 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         raise PathtuneError(
             "nothing to learn: the training frames have no label whose loss weight is "
             f"above zero (found: {_listing(counts)})"
+        )
+    judged_by = structures.label_counts(parts["valid"])
+    if not any(judged_by[name] for name in properties):
+        raise PathtuneError(
+            f"the validation frames have none of the labels that are trained: they "
+            f"have {_listing(judged_by)}, trained are {', '.join(properties)}; give "
+            "other frames with --valid"
         )
     graphs = {name: [backend.graph(s.atoms) for s in p] for name, p in parts.items()}
     base = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import pickle
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -185,7 +186,8 @@ class Backend(Contract):
                 OSError,
                 AttributeError,
                 AssertionError,
-                KeyError,
+                ImportError,
+                LookupError,
                 TypeError,
                 ValueError,
             ) as error:
@@ -458,7 +460,9 @@ class Backend(Contract):
             "time": self._checkpoint.time,
             "hash": self._checkpoint.hash,
         }
-        files.write_atomically(path, lambda p: torch.save(content, p))
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        files.write_bytes(path, buffer.getvalue())
 
     def calculator(
         self, weights: Mapping[str, Tensor], shifts: Mapping[str, float]

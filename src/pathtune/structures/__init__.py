@@ -1,6 +1,6 @@
 """Labelled structures: reading, checking, splitting and their reference energies."""
 
-from pathtune.structures.check import Finding, Report, check
+from pathtune.structures.check import Finding, Report, check, require_cells
 from pathtune.structures.read import (
     fingerprint,
     label_counts,
@@ -32,6 +32,7 @@ __all__ = [
     "isolated",
     "label_counts",
     "read",
+    "require_cells",
     "shift_energies",
     "split_validation",
     "subtract",
