@@ -16,7 +16,7 @@ from pathtune import files, metrics, structures
 from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, read_yaml, validate
 from pathtune.deltafile import DeltaFile, fingerprint
-from pathtune.errors import UsageError
+from pathtune.errors import PathtuneError, UsageError
 from pathtune.loading import load, load_with_delta, models
 from pathtune.merging import merge
 from pathtune.plan import Plan, dry_run, prepare, print_plan
@@ -76,8 +76,14 @@ def finetune(
     console = console or Console(stderr=True)
     folder = Path(config.output)
     if resume and (folder / METRICS).exists():
+        try:
+            finished = dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise PathtuneError(
+                f"{folder / METRICS} is damaged; delete it and resume again"
+            ) from error
         console.print(f"{folder} is finished; nothing to do")
-        return dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
+        return finished
     if (
         not resume
         and folder.exists()
@@ -244,6 +250,7 @@ def evaluate(
         data = structures.read(data, keys=keys, allow_unlabelled=True)
     backend, delta = load_with_delta(model, delta, **options)
     require_elements(backend, {e for s in data for e in s.atoms.symbols})
+    structures.require_cells(data)
     weights = delta.apply(backend.stored_weights()) if delta else {}
     predictions: list[Prediction] = []
     chunks = range(0, len(data), batch_size)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pathtune import files
@@ -126,7 +126,7 @@ class DeltaFile:
             "shifts": dict(self.shifts),
         }
         header = {_KEY: json.dumps(content, sort_keys=True)}
-        files.write_atomically(path, lambda p: save_file(tensors, p, metadata=header))
+        files.write_bytes(path, to_bytes(tensors, metadata=header))
 
     @classmethod
     def load(cls, path: Path) -> DeltaFile:
@@ -145,12 +145,12 @@ class DeltaFile:
             with safetensors.safe_open(path, framework="pt") as opened:
                 header = opened.metadata() or {}
                 tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-            content = json.loads(header[_KEY])
+            content = dict(json.loads(header[_KEY]))
         except (safetensors.SafetensorError, OSError) as error:
             raise PathtuneError(
                 f"{path} is truncated or no delta file ({error})"
             ) from error
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise PathtuneError(
                 f"{path} is a safetensors file without a pathtune header; give the "
                 "delta.safetensors of a run"
@@ -160,10 +160,16 @@ class DeltaFile:
                 f"{path} has format version {version}, this pathtune reads "
                 f"{FORMAT_VERSION}; update pathtune"
             )
-        shapes = content.pop("shapes", {})
-        shifts = content.pop("shifts", {})
+        try:
+            shapes = {n: tuple(s) for n, s in content.pop("shapes").items()}
+            shifts = {e: float(v) for e, v in content.pop("shifts").items()}
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise PathtuneError(
+                f"{path}: the shapes or shifts in its header cannot be read; the file "
+                "is damaged"
+            ) from error
         changes = {
-            name: _read_change(path, name, tuple(shape), tensors)
+            name: _read_change(path, name, shape, tensors)
             for name, shape in shapes.items()
         }
         if tensors:

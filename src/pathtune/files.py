@@ -32,6 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
         )
+    except FileExistsError as error:
+        raise PathtuneError(
+            f"cannot write {path}: {error.filename} is a file, not a folder"
+        ) from error
     except OSError as error:
         raise PathtuneError(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)
@@ -56,6 +60,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name and move the result to `path`."""
     with replacing(path) as temporary:
         write(temporary)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically.
+
+    Libraries that write files themselves (torch, safetensors) report a full disk as
+    errors of their own; serialise to bytes first where that is possible.
+    """
+    write_atomically(path, lambda p: p.write_bytes(content))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ writing a checkpoint does not touch the run, and a resumed run is the same run.
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def path_in(folder: Path) -> Path:
 
 def write(folder: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint; a kill at any moment leaves the old or the new one."""
-    files.write_atomically(path_in(folder), lambda p: torch.save(state, p))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    files.write_bytes(path_in(folder), buffer.getvalue())
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -39,9 +42,21 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         # Tensors and plain types only: opening a checkpoint runs no code.
-        return dict(torch.load(path, weights_only=True, map_location="cpu"))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        if not (isinstance(content, dict) and "identity" in content):
+            raise ValueError("not a checkpoint of a run")
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        # PyTorch's own words advise loading the file with weights_only=False.
         raise PathtuneError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); delete it to start the "
-            "run from the beginning"
+            f"{path} is damaged; delete it to start the run from the beginning"
         ) from error
+    return content

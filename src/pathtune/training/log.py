@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from pathtune import files
-from pathtune.errors import UsageError
+from pathtune.errors import PathtuneError, UsageError
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -106,8 +106,14 @@ class RunLog:
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Record one evaluation: a JSON line, a readable line, the extra loggers."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise PathtuneError(
+                f"cannot write {self._path}: {error.strerror}; make room and go on "
+                "with --resume"
+            ) from error
         valid, sparsity = record["valid"], record["sparsity"]
         parts = [f"step {record['step']:>6}"]
         if record["train_loss"] is not None:
@@ -131,13 +137,27 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics.jsonl; a torn last line is dropped."""
+    """Return the complete lines of a metrics.jsonl; a torn last line is dropped.
+
+    Raises
+    ------
+    PathtuneError
+        If another line is no record of an evaluation.
+    """
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            record = dict(json.loads(line))
+            record["step"] = int(record["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise PathtuneError(
+                f"{path}:{number} is no record of an evaluation; the file is damaged: "
+                "delete it to go on without the earlier records"
+            ) from error
+        records.append(record)
     return records
 
 

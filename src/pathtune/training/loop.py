@@ -38,7 +38,8 @@ class Outcome:
     steps
         Steps done.
     seconds_per_step
-        Median over this process's steps, evaluations excluded.
+        Median over this process's steps, evaluations excluded; over the whole run,
+        evaluations included, where this process had none to do.
     seconds_total
         Over all processes of the run.
     """
@@ -232,11 +233,11 @@ def train(
             state["step"] = step + 1
             log.advance(loss)
     delta.change.load_state_dict(state["best"]["change"])
-    ordered = sorted(durations)
+    ordered = sorted(durations) or [state["seconds"] / max(1, state["step"])]
     return Outcome(
         best_step=state["best"]["step"],
         steps=state["step"],
-        seconds_per_step=ordered[len(ordered) // 2] if ordered else math.nan,
+        seconds_per_step=ordered[len(ordered) // 2],
         seconds_total=state["seconds"],
     )
 
