@@ -1,0 +1,56 @@
+# Needs Python 3.10 or newer and make; everything else is installed into .venv.
+#
+#   make demo   fine-tune SevenNet-0 on the ethylene carbonate example
+#   make test   lint, types, all tests, and the core's tests without any backend
+#   make lint   lint and types alone
+#   make clean  remove the environments, caches and the demo's run folder
+
+PYTHON ?= python3
+# The tests' models are tiny: more threads only make them wait for each other.
+OMP_NUM_THREADS ?= 1
+
+PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST = -m pytest -q --durations=10
+THREADS = OMP_NUM_THREADS=$(OMP_NUM_THREADS)
+EXAMPLE = examples/ethylene_carbonate/config.yaml
+
+all: test
+
+# torch comes first and pinned: resolved together with the rest, an open requirement
+# may take a newer one and the CUDA packages it brings.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) torch
+	.venv/bin/python $(PIP) -e ".[sevennet,dev]"
+	touch $@
+
+.venv-core/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-core
+	.venv-core/bin/python $(PIP) torch
+	.venv-core/bin/python $(PIP) -e . hypothesis pytest
+	touch $@
+
+# --resume starts a new run, continues a partial one and shows a finished one.
+demo: .venv/installed
+	.venv/bin/pathtune finetune $(EXAMPLE) --output demo-run --resume
+
+test: lint test-all test-core
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+test-all: .venv/installed
+	$(THREADS) .venv/bin/python $(PYTEST)
+
+# The same unit tests where no backend can be imported.
+test-core: .venv-core/installed
+	.venv-core/bin/python -c "from importlib.util import find_spec as f; \
+	assert not any(map(f, ['sevenn', 'e3nn'])), 'a backend is installed'"
+	$(THREADS) .venv-core/bin/python $(PYTEST) tests/unit tests/meta
+
+clean:
+	rm -rf .venv .venv-core demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+.PHONY: all demo test lint test-all test-core clean
