@@ -27,10 +27,9 @@ def _trusted() -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PathtuneError(f"{path} is not JSON ({error}); delete it") from error
-    return dict(listed)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise PathtuneError(f"{path} is damaged ({error}); delete it") from error
 
 
 def remember(path: Path) -> None:

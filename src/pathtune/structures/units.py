@@ -4,7 +4,7 @@ Every test compares numbers `y` computed from the labels with numbers `x` that t
 should equal, from a base model or from the other labels of the same data, and asks
 which unit would explain the ratio. Absolute energies are never used: they depend on
 the code and its pseudopotentials. It takes strong evidence to speak: most of the
-pairs must agree on one factor, and few of them on the factor one.
+pairs must agree on one factor, and many more than on the factor one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ UNITS: Mapping[Property, Mapping[str, float]] = {
 
 _MIN_PAIRS = 10
 _STRONG = 0.7  # share of pairs that a unit must explain
-_WEAK = 0.3  # share of pairs that the expected unit may explain at most
+_LEAD = 0.4  # by how much more than the expected unit explains
 _FACTOR = 2.0  # a unit explains a pair up to this factor
 _MAX_FRAMES = 1000  # per composition, in the quadratic search for neighbours
 
@@ -144,17 +144,18 @@ def is_per_atom(structures: Sequence[Structure]) -> bool:
     if len(size) < _MIN_PAIRS or np.ptp(size) < np.log(1.5):
         return False
     slope = (size @ energy) / (size @ size)
-    return bool(abs(slope) < _WEAK and energy.std() < _WEAK * size.std())
+    return bool(abs(slope) < 0.3 and energy.std() < 0.3 * size.std())
 
 
 def _explanations(
     y: np.ndarray, x: np.ndarray, expected: Mapping[str, np.ndarray]
 ) -> list[str]:
     """Return the names whose numbers explain `y`, best first, unless `x` does."""
-    if _share(y, x)[0] > _WEAK:
+    needed = max(_STRONG, _share(y, x)[0] + _LEAD)
+    if needed > 1:
         return []
     scores = {name: _share(y, values) for name, values in expected.items()}
-    strong = {name: d for name, (share, d) in scores.items() if share >= _STRONG}
+    strong = {name: d for name, (share, d) in scores.items() if share >= needed}
     best = min(strong.values(), default=0.0)
     close = [name for name, d in strong.items() if d < best + np.log(1.3)]
     return sorted(close, key=strong.__getitem__)

@@ -1,0 +1,240 @@
+"""The contracts as executable checks, for our tests and for new backends and methods.
+
+Each function raises AssertionError with what is wrong, and returns nothing otherwise.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathtune import delta as deltas
+from pathtune import discovery
+from pathtune.backends.base import Backend
+from pathtune.deltafile import DeltaFile, fingerprint
+from pathtune.prediction import predict
+from pathtune.properties import Property, Structure
+from pathtune.training import optimizer
+
+_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
+
+
+def _check(claim: bool, message: str) -> None:
+    if not claim:
+        raise AssertionError(message)
+
+
+def check_backend(backend: Backend, structures: Sequence[Structure]) -> None:
+    """Check a loaded model against the contract of `pathtune.backends.base`.
+
+    Parameters
+    ----------
+    backend
+        A loaded model.
+    structures
+        A few structures of its elements, at least two, of different sizes.
+
+    Raises
+    ------
+    AssertionError
+        If a parameter is unclassified or classified twice, paths do not tile a weight,
+        prediction changes model or input, a batch differs from single structures, or
+        the stored weights do not reproduce the model.
+    """
+    named = dict(backend.model.named_parameters())
+    records = backend.path_weights()
+    names = [r.name for r in records]
+    _check(len(names) == len(set(names)), "a parameter is classified twice")
+    _check(set(names) == set(named), "the records are not the model's parameters")
+    for record in records:
+        _check(record.shape == tuple(named[record.name].shape), f"{record.name}: shape")
+        edges = [0, *(p.stop for p in record.paths)]
+        starts = [p.start for p in record.paths]
+        _check(starts == edges[: len(starts)], f"{record.name}: gaps between paths")
+        if record.paths:
+            _check(edges[-1] == record.size, f"{record.name}: paths do not cover it")
+    _check(not any(p.requires_grad for p in named.values()), "the model is not frozen")
+
+    stored = backend.stored_weights()
+    _check(set(stored) == set(named), "stored weights are not the parameters")
+    before = {n: t.clone() for n, t in backend.model.state_dict().items()}
+    positions = [s.atoms.positions.copy() for s in structures]
+    together = predict(backend, structures)
+    again = predict(backend, structures, weights=stored, batch_size=1)
+    tolerance = _TOLERANCE[backend.dtype]
+    for structure, old, one, many in zip(
+        structures, positions, again, together, strict=True
+    ):
+        _check(np.array_equal(structure.atoms.positions, old), "positions changed")
+        _check(one["forces"].shape == (structure.n_atoms, 3), "shape of forces")
+        for key in one:
+            difference = np.abs(np.asarray(one[key]) - many[key]).max()
+            scale = structure.n_atoms if key == "energy" else 1
+            _check(difference / scale < tolerance, f"batch differs from single: {key}")
+    identical = predict(backend, structures, weights=stored)
+    for same, many in zip(identical, together, strict=True):
+        for key in many:
+            _check(np.array_equal(same[key], many[key]), "weights as inputs differ")
+    after = backend.model.state_dict()
+    for name, tensor in before.items():
+        _check(torch.equal(tensor, after[name]), f"predicting changed {name}")
+    _check(
+        set(backend.reference_energies()) == set(backend.elements),
+        "reference energies do not cover the elements",
+    )
+
+
+def check_method(backend: Backend, name: str, structure: Structure) -> None:
+    """Check a method on a model: start, gradients, one step, merging, counting.
+
+    Parameters
+    ----------
+    backend
+        A loaded model, small and in float64.
+    name
+        Registered name of the method.
+    structure
+        A structure whose elements are not all of the model's.
+
+    Raises
+    ------
+    AssertionError
+        If the start is not as declared, anything but alive selected entries moves, the
+        merged or reloaded weights differ from the functional ones, or counts are off.
+    """
+    method = discovery.load("methods", name)
+    config = method.Config()
+    elements = sorted(set(structure.atoms.symbols))
+    named = dict(backend.model.named_parameters())
+    records = {w.name: w for w in backend.path_weights()}
+    stored = backend.stored_weights()
+    delta = deltas.build(
+        list(records.values()),
+        named,
+        method=method,
+        config=config,
+        selection=config.select,
+        elements=elements,
+        head=backend.head,
+        seed=0,
+    )
+    starts_at_base = all(torch.equal(w, named[n]) for n, w in delta().items())
+    _check(starts_at_base == delta.change.is_zero_at_start, "start is not as declared")
+    _check(
+        sum(p.numel() for p in delta.parameters()) >= delta.alive,
+        "fewer trainable numbers than entries",
+    )
+
+    opt = optimizer.build(delta.change.param_groups(), 0)
+    properties: list[Property] = ["energy", "forces"]
+    batch = backend.batch([backend.graph(structure.atoms)])
+    base = {n: p.clone() for n, p in named.items()}
+    for _ in range(3):
+        opt.zero_grad()
+        out = backend.predict(batch, delta(), properties, training=True)
+        (out["energy"].sum() ** 2 + (out["forces"] ** 2).sum()).backward(
+            inputs=optimizer.parameters(opt)
+        )
+        _check(
+            all(
+                p.grad is not None and bool(torch.isfinite(p.grad).all())
+                for p in optimizer.parameters(opt)
+            ),
+            "a gradient is missing or not finite",
+        )
+        opt.step()
+    _check(
+        all(torch.equal(base[n], p) for n, p in named.items()),
+        "a training step changed the foundation model",
+    )
+
+    with optimizer.averaged(opt), torch.no_grad():
+        functional = delta()
+        changes = delta.changes(stored)
+    _check(bool(changes), "training changed nothing")
+    for name_, weight in functional.items():
+        record = records[name_]
+        dead = ~torch.from_numpy(record.alive(elements, backend.head))
+        same = weight.flatten()[dead] == named[name_].flatten()[dead]
+        _check(bool(same.all()), f"{name_}: an entry that cannot be trained moved")
+    saved = DeltaFile(changes, {}, {"base": fingerprint(stored)})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        saved.save(path)
+        reloaded = DeltaFile.load(path)
+    merged = reloaded.apply(stored)
+    brute = sum(int((merged[n] != stored[n]).sum()) for n in merged)
+    _check(brute == reloaded.updated_parameters, "updated entries are miscounted")
+    _check_same(backend, structure, functional, merged)
+
+
+def _check_same(
+    backend: Backend,
+    structure: Structure,
+    functional: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor],
+) -> None:
+    """Check that merged weights are the functional ones, rounded for storing."""
+    for name, weight in merged.items():
+        rounded = functional[name].cpu().to(weight.dtype)
+        _check(torch.equal(rounded, weight), f"{name}: merged is not base + delta")
+    a, b = (predict(backend, [structure], weights=w)[0] for w in (functional, merged))
+    for name in a:
+        difference = np.abs(np.asarray(a[name]) - b[name]).max()
+        _check(difference < 1e-4, f"{name}: merged prediction differs")
+
+
+def symmetry_errors(
+    backend: Backend, structure: Structure, weights: Mapping[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Return how far a model is from its symmetries on one structure.
+
+    Parameters
+    ----------
+    backend
+        A loaded model; float64 for meaningful numbers.
+    structure
+        Any structure.
+    weights
+        Parameters in place of the base's, in the stored dtype.
+
+    Returns
+    -------
+    dict
+        ``rotation``, ``translation``, ``permutation`` and, for models that have it,
+        ``inversion`` -> (energy error in eV/atom, force error in eV/Å).
+    """
+    generator = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(generator.normal(size=(3, 3)))
+    rotation *= np.sign(np.linalg.det(rotation))
+    order = generator.permutation(structure.n_atoms)
+    shift = generator.normal(size=3)
+
+    def transformed(matrix: np.ndarray) -> Structure:
+        atoms = structure.atoms.copy()
+        atoms.set_cell(atoms.cell @ matrix.T)
+        atoms.positions = atoms.positions @ matrix.T
+        return Structure(atoms)
+
+    moved = structure.atoms.copy()
+    moved.positions += shift
+    cases = {
+        "rotation": (transformed(rotation), lambda f: f @ rotation.T),
+        "translation": (Structure(moved), lambda f: f),
+        "permutation": (Structure(structure.atoms[order]), lambda f: f[order]),
+    }
+    if backend.has_inversion:
+        cases["inversion"] = (transformed(-np.eye(3)), lambda f: -f)
+    reference = predict(backend, [structure], weights=weights)[0]
+    errors = {}
+    for name, (changed, expected) in cases.items():
+        found = predict(backend, [changed], weights=weights)[0]
+        energy = abs(float(found["energy"] - reference["energy"])) / structure.n_atoms
+        forces = np.abs(found["forces"] - expected(reference["forces"])).max()
+        errors[name] = (energy, float(forces))
+    return errors
