@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathtune.config import RunConfig
     from pathtune.deltafile import DeltaFile
     from pathtune.errors import PathtuneError, UsageError
-    from pathtune.structures import check, read
+    from pathtune.structures.check import check
+    from pathtune.structures.read import read
 
 __version__ = "0.1.0"
 
@@ -29,8 +30,8 @@ _HOMES = {
     "DeltaFile": "deltafile",
     "PathtuneError": "errors",
     "UsageError": "errors",
-    "check": "structures",
-    "read": "structures",
+    "check": "structures.check",
+    "read": "structures.read",
 }
 
 __all__ = [
