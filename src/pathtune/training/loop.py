@@ -183,6 +183,11 @@ def train(
             if step > log.last_step and (step % every == 0 or step == steps):
                 with optimizer.averaged(opt):
                     record = evaluate(backend, delta, valid, config, properties)
+                    if not math.isfinite(record["valid_loss"]):
+                        raise PathtuneError(
+                            f"the validation loss became {record['valid_loss']} at "
+                            f"step {step}; lower --lr, or look at the validation frames"
+                        )
                     improved = record["valid_loss"] < state["best"]["loss"]
                     if improved:
                         state["best"] = {
