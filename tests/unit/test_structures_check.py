@@ -201,7 +201,10 @@ def test_repeats_against_brute_force(picks, seed, jitter):
 
 
 def test_leakage():
-    train, valid = crystals(1)[:20], [*crystals(1)[20:], shifted(crystals(1)[3], 5e-5)]
+    train, valid = (
+        crystals(1)[:20],
+        [*crystals(1)[20:40], shifted(crystals(1)[3], 5e-5)],
+    )
     report = check(valid, against=train)
     assert the(report, "leakage").frames == (20,)
     assert not report.ok and "remove it from one" in the(report, "leakage").message

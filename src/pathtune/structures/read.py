@@ -319,9 +319,9 @@ def _structure(atoms: Atoms, chosen: Mapping[Property, str], where: str) -> Stru
         labels=labels,
         weight=_weight(sources, "config_weight", where),
         property_weights=weights,
-        config_type=str(atoms.info.get("config_type", atoms.info.get("group")))
-        if {"config_type", "group"} & atoms.info.keys()
-        else "default",
+        config_type=str(
+            atoms.info.get("config_type", atoms.info.get("group", "default"))
+        ),
         source=where,
     )
 
