@@ -270,7 +270,7 @@ def test_periodic_without_a_cell(cell):
 @pytest.mark.parametrize(
     ("labels", "code", "severity"),
     [
-        ({"forces": [[0, 0, 150], [0, 0, -150]]}, "absurd-forces", "error"),
+        ({"forces": [[0, 0, 150], [0, 0, -150]]}, "absurd-forces", "warning"),
         ({"forces": [[0, 0, 50], [0, 0, -50]]}, "large-forces", "warning"),
         ({"forces": [[0, 0, 1], [0, 0, 1]]}, "net-force", "warning"),
         ({"forces": [[0, 0, 1], [0, 0, -0.99]]}, "net-force", "note"),
@@ -303,7 +303,7 @@ def test_labels_that_are_missing():
 
 
 def test_the_report_is_plain_data_with_errors_first():
-    report = check([molecule(forces=[[0, 0, 150], [0, 0, 0]]), molecule()])
+    report = check([molecule([[0] * 3] * 2, forces=[[0, 0, 150]] * 2), molecule()])
     assert [f.severity for f in report.findings] == sorted(
         (f.severity for f in report.findings),
         key=["error", "warning", "note"].index,
@@ -311,7 +311,7 @@ def test_the_report_is_plain_data_with_errors_first():
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["ok"] is False and plain["n_structures"] == 2
     assert plain["elements"] == ["H", "O"]
-    assert plain["findings"][0]["code"] == "absurd-forces"
+    assert plain["findings"][0]["code"] == "overlapping-atoms"
     assert plain["findings"][0]["frames"] == [0]
 
 

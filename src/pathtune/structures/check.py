@@ -235,10 +235,10 @@ def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
     force = _largest(structures, "forces")
     yield from _report(
         np.flatnonzero(force > _ABSURD_FORCE).tolist(),
-        "error",
+        "warning",
         "absurd-forces",
         f"forces up to {force.max(initial=0.0):.3g} eV/Å, above {_ABSURD_FORCE:g}; "
-        "check their unit, or remove the frame",
+        "such frames ruin a fit: check their unit, or remove them",
     )
     yield from _report(
         np.flatnonzero((force > _LARGE_FORCE) & (force <= _ABSURD_FORCE)).tolist(),
