@@ -20,9 +20,9 @@ from pathtune.config import RunConfig, validate
 from pathtune.deltafile import fingerprint
 from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.loading import load
-from pathtune.prediction import predict
+from pathtune.prediction import predict, with_shifts
 from pathtune.properties import Prediction, Property, Structure
-from pathtune.structures import ReferenceEnergies, reference_energies
+from pathtune.structures import Finding, ReferenceEnergies, reference_energies
 from pathtune.training import memory, optimizer
 from pathtune.training.data import Frames, batch_indices
 from pathtune.training.loop import training_step
@@ -70,62 +70,17 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     for part in parts.values():
         require_elements(backend, {e for s in part for e in s.atoms.symbols})
         structures.require_cells(part)
-    counts = structures.label_counts(parts["train"])
-    properties: dict[Property, float] = {
-        name: weight
-        for name, weight in config.loss_weights.items()
-        if weight > 0 and counts[name] and name in backend.properties
-    }
-    if not properties:
-        raise PathtuneError(
-            "nothing to learn: the training frames have no label whose loss weight is "
-            f"above zero (found: {_listing(counts)})"
-        )
-    judged_by = structures.label_counts(parts["valid"])
-    if not any(judged_by[name] for name in properties):
-        raise PathtuneError(
-            f"the validation frames have none of the labels that are trained: they "
-            f"have {_listing(judged_by)}, trained are {', '.join(properties)}; give "
-            "other frames with --valid"
-        )
+    properties = _trained_properties(config, backend, parts)
     graphs = {name: [backend.graph(s.atoms) for s in p] for name, p in parts.items()}
     base = {
         name: predict(backend, part, graphs=graphs[name])
         for name, part in parts.items()
     }
-    report = structures.check(
-        parts["train"], elements=None, predictions=base["train"], against=None
-    )
-    for other in ("valid", "test"):
-        if other in parts:
-            leaks = structures.check(parts["train"], against=parts[other]).findings
-            _complain(
-                [f for f in leaks if f.code == "leakage"], console, f"{other} frames: "
-            )
-    _complain(report.findings, console)
+    _check(parts, base["train"], console)
     references = _reference_energies(config, backend, parts["train"], base["train"])
     if references.warning:
         console.print(f"note: {references.warning}", highlight=False)
-    n = len(parts["train"])
-    batch_size = config.batch_size or max(1, min(64, n // 10))
-    steps = config.max_steps
-    if config.max_epochs is not None:
-        if steps is not None:
-            raise UsageError("give --max-steps or --max-epochs, not both")
-        steps = math.ceil(config.max_epochs * n / batch_size)
-    steps = steps or DEFAULT_STEPS
-    resolved = config.model_copy(
-        update={
-            "method_options": method_config.model_dump(mode="json"),
-            "lr": method_config.lr,
-            "select": config.select or method_config.select,
-            "batch_size": min(batch_size, n),
-            "max_steps": steps,
-            "max_epochs": None,
-            "eval_every": config.eval_every or max(1, steps // EVALUATIONS),
-            "device": str(backend.device),
-        }
-    )
+    resolved = _resolve(config, method_config, len(parts["train"]), backend)
     delta = deltas.build(
         backend.path_weights(),
         dict(backend.model.named_parameters()),
@@ -141,9 +96,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         for name, part in parts.items()
     }
     judged = "test" if "test" in parts else "valid"
-    shifted = predict(
-        backend, parts[judged], graphs=graphs[judged], shifts=references.shifts
-    )
+    shifted = with_shifts(parts[judged], base[judged], references.shifts)
     return Plan(
         config=resolved,
         backend=backend,
@@ -198,13 +151,81 @@ def _read_parts(config: RunConfig, console: Console) -> dict[str, list[Structure
     return parts
 
 
-def _complain(findings: Sequence[Any], console: Console, prefix: str = "") -> None:
-    """Print warnings; raise on errors."""
-    for finding in findings:
-        if finding.severity == "error":
+def _trained_properties(
+    config: RunConfig, backend: Backend, parts: Mapping[str, Sequence[Structure]]
+) -> dict[Property, float]:
+    """Return what has labels, a loss weight and a prediction; at least one."""
+    counts = structures.label_counts(parts["train"])
+    properties: dict[Property, float] = {
+        name: weight
+        for name, weight in config.loss_weights.items()
+        if weight > 0 and counts[name] and name in backend.properties
+    }
+    if not properties:
+        raise PathtuneError(
+            "nothing to learn: the training frames have no label whose loss weight is "
+            f"above zero (found: {_listing(counts)})"
+        )
+    judged_by = structures.label_counts(parts["valid"])
+    if not any(judged_by[name] for name in properties):
+        raise PathtuneError(
+            f"the validation frames have none of the labels that are trained: they "
+            f"have {_listing(judged_by)}, trained are {', '.join(properties)}; give "
+            "other frames with --valid"
+        )
+    return properties
+
+
+def _check(
+    parts: Mapping[str, Sequence[Structure]],
+    predictions: Sequence[Prediction],
+    console: Console,
+) -> None:
+    """Check labels and leakage; print warnings, raise on errors.
+
+    A test frame among the training frames is an error; a validation frame there only
+    makes the choice of the best iterate optimistic.
+    """
+    train = parts["train"]
+    findings: list[tuple[Finding, str, str]] = [
+        (f, f.severity, "")
+        for f in structures.check(train, predictions=predictions).findings
+    ]
+    for name, severity in (("valid", "warning"), ("test", "error")):
+        if name in parts:
+            leaks = structures.check(train, against=parts[name]).findings
+            findings += [
+                (f, severity, f"{name} frames: ") for f in leaks if f.code == "leakage"
+            ]
+    for finding, severity, prefix in findings:
+        if severity == "error":
             raise PathtuneError(f"{prefix}{finding.message}")
-        if finding.severity == "warning":
+        if severity == "warning":
             console.print(f"warning: {prefix}{finding.message}", highlight=False)
+
+
+def _resolve(
+    config: RunConfig, method_config: Any, n_train: int, backend: Backend
+) -> RunConfig:
+    """Fill in what depends on the data and the method."""
+    batch_size = min(config.batch_size or max(1, min(64, n_train // 10)), n_train)
+    steps = config.max_steps or DEFAULT_STEPS
+    if config.max_epochs is not None:
+        if config.max_steps is not None:
+            raise UsageError("give --max-steps or --max-epochs, not both")
+        steps = math.ceil(config.max_epochs * n_train / batch_size)
+    return config.model_copy(
+        update={
+            "method_options": method_config.model_dump(mode="json"),
+            "lr": method_config.lr,
+            "select": config.select or method_config.select,
+            "batch_size": batch_size,
+            "max_steps": steps,
+            "max_epochs": None,
+            "eval_every": config.eval_every or max(1, steps // EVALUATIONS),
+            "device": str(backend.device),
+        }
+    )
 
 
 def _reference_energies(

@@ -65,18 +65,16 @@ def predict(
             else [backend.graph(s.atoms) for s in chunk]
         )
         output = backend.predict(backend.batch(built), moved, wanted)
-        results += _split(chunk, output, shifts or {})
+        results += _split(chunk, output)
         if advance is not None:
             advance(len(chunk))
-    return results
+    return with_shifts(structures, results, shifts or {})
 
 
 def _split(
-    chunk: Sequence[Structure],
-    output: Mapping[Property, Tensor],
-    shifts: Mapping[str, float],
+    chunk: Sequence[Structure], output: Mapping[Property, Tensor]
 ) -> list[Prediction]:
-    """Cut a batch's output into structures; energies get their shifts."""
+    """Cut a batch's output into structures, as float64 arrays."""
     arrays = {name: value.cpu().double().numpy() for name, value in output.items()}
     ends = np.cumsum([s.n_atoms for s in chunk])
     by_atom = {
@@ -88,12 +86,28 @@ def _split(
     for index, structure in enumerate(chunk):
         predicted: dict[Property, np.ndarray] = {}
         if "energy" in arrays:
-            symbols = structure.atoms.get_chemical_symbols()
-            shift = sum(shifts.get(symbol, 0.0) for symbol in symbols)
-            predicted["energy"] = arrays["energy"][index] + shift
+            predicted["energy"] = arrays["energy"][index]
         for name, pieces in by_atom.items():
             predicted[name] = pieces[index]
         if "stress" in arrays and structure.atoms.cell.rank == 3:
             predicted["stress"] = arrays["stress"][index]
         results.append(predicted)
     return results
+
+
+def with_shifts(
+    structures: Sequence[Structure],
+    predictions: Sequence[Prediction],
+    shifts: Mapping[str, float],
+) -> list[Prediction]:
+    """Return predictions whose energies have the shifts (eV) of their elements added.
+
+    Elements without a shift keep the base's reference energy.
+    """
+    shifted = []
+    for structure, predicted in zip(structures, predictions, strict=True):
+        if "energy" in predicted:
+            shift = sum(shifts.get(symbol, 0.0) for symbol in structure.atoms.symbols)
+            predicted = {**predicted, "energy": predicted["energy"] + shift}
+        shifted.append(predicted)
+    return shifted

@@ -22,7 +22,7 @@ from pathtune.errors import PathtuneError, UsageError
 from pathtune.methods import sparse
 from pathtune.prediction import predict
 from pathtune.properties import Structure
-from pathtune.testing import check_backend, check_method, symmetry_errors
+from pathtune.testing import check_backend, symmetry_errors
 
 pytestmark = pytest.mark.sevennet
 
@@ -343,13 +343,6 @@ def test_forces_and_stress_are_derivatives_in_float64(double):
     assert numeric / atoms.get_volume() == pytest.approx(
         analytic["stress"][5], abs=1e-7
     )
-
-
-@pytest.mark.parametrize("method", ["sparse", "full"])
-def test_contract_of_methods(method, trusted_tiny):
-    atoms = ase.build.molecule("CH3OH")
-    backend = api.load(trusted_tiny, device="cpu", dtype="float64")
-    check_method(backend, method, Structure(atoms))
 
 
 def test_heads_are_asked_for():
