@@ -50,7 +50,7 @@ def tracked():
 
 MARKDOWN = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in (".", "docs", "examples/*")
+    for folder in (".", "benchmarks", "docs", "examples/*")
     for path in ROOT.glob(f"{folder}/*.md")
 )
 
@@ -122,14 +122,14 @@ def test_the_readme_names_every_command(command):
     assert f"`{command}" in README
 
 
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("name", REGISTERED, ids="name={}".format)
 def test_the_docs_name_every_backend_and_method(name):
     assert f"`{name}`" in README
     docs = [ROOT / "docs" / page for page in ("extending.md", "concepts.md")]
     assert any(f"`{name}`" in page.read_text(encoding="utf-8") for page in docs)
 
 
-@pytest.mark.parametrize("name", discovery.names("backends"))
+@pytest.mark.parametrize("name", discovery.names("backends"), ids="name={}".format)
 def test_every_backend_has_an_extra_and_a_marker(name):
     assert name in PYPROJECT["project"]["optional-dependencies"]
     markers = PYPROJECT["tool"]["pytest"]["ini_options"]["markers"]
