@@ -25,6 +25,7 @@ from pathtune.properties import Prediction, Property, Structure
 from pathtune.structures import Finding, ReferenceEnergies, reference_energies
 from pathtune.training import memory, optimizer
 from pathtune.training.data import Frames, batch_indices
+from pathtune.training.log import require_loggers
 from pathtune.training.loop import training_step
 
 DEFAULT_STEPS = 2000
@@ -58,6 +59,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         As `finetune`.
     """
     method, method_config = _method(config)
+    require_loggers(config.loggers)
     memory.keep_freed_memory()
     backend = load(
         config.model,

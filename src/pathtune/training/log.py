@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -190,11 +190,23 @@ _WRITERS = {
 }
 
 
+def require_loggers(names: Iterable[str]) -> None:
+    """Refuse extra loggers that cannot be imported, before a run folder exists.
+
+    Raises
+    ------
+    UsageError
+        Naming what to install.
+    """
+    for name in names:
+        try:
+            importlib.import_module(_WRITERS[name][0])
+        except ImportError as error:
+            raise UsageError(
+                f"logger {name!r} is not installed: pip install 'pathtune[{name}]'"
+            ) from error
+
+
 def _writer(name: str, folder: Path) -> Any:
     module, writer = _WRITERS[name]
-    try:
-        return writer(importlib.import_module(module), folder)
-    except ImportError as error:
-        raise UsageError(
-            f"logger {name!r} is not installed: pip install 'pathtune[{name}]'"
-        ) from error
+    return writer(importlib.import_module(module), folder)
