@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -474,6 +475,11 @@ def unknown_dtype(place):
     return place.finetune(dtype="float46")
 
 
+@case(2, "loggers", "'tensorboard' or 'wandb'")
+def unknown_logger(place):
+    return place.finetune("--set", "loggers=[csv]")
+
+
 @case(2, "unknown dtype 'float46'", "Did you mean 'float64'?")
 def unknown_dtype_of_an_evaluation(place):
     run = place.run
@@ -746,11 +752,17 @@ def test_there_are_enough_cases():
     assert len(CASES) >= 30
 
 
-@pytest.mark.parametrize(
-    ("name", "needs_torch"),
-    [("unknown_flag", False), ("missing_file", True), ("resume_of_nothing", True)],
-)
-def test_bad_input_in_a_process_of_its_own(name, needs_torch, place):
+def test_logger_that_is_not_installed(place, cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    before = tree(place.path)
+    outcome = cli(*place.finetune("--set", "loggers=[wandb]"))
+    assert outcome.code == 2
+    assert "pip install 'pathtune[wandb]'" in outcome.error
+    assert tree(place.path) == before
+
+
+@pytest.mark.parametrize("name", ["unknown_flag", "missing_file", "resume_of_nothing"])
+def test_bad_input_in_a_process_of_its_own(name, place):
     code, words, make = CASES[name]
     outcome = run_process(*make(place))
     assert all(word in outcome.error for word in words), outcome.err

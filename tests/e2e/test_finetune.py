@@ -106,9 +106,8 @@ def test_a_run_writes_its_files_and_prints_one_json_object(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["method_options"]["tau_weight_decay"] == 0.3
     assert config["batch_size"] == 1
-    assert {"python", "versions"} & set(
-        json.loads((folder / "environment.json").read_text())
-    )
+    machine = json.loads((folder / "environment.json").read_text())
+    assert machine["versions"]["sevenn"]
     raw = printed["zero_shot_raw"]["energy_mae_mev_per_atom"]
     assert raw > printed["zero_shot"]["energy_mae_mev_per_atom"]
 

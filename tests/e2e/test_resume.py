@@ -78,6 +78,7 @@ def test_killed_inside_a_checkpoint_write(moment, start, finished, cli):
     half = [p for p in last.parent.iterdir() if p != last]
     assert half, "the kill came while the third was written"
     assert cli("finetune", "--resume", "--output", output).code == 0
+    assert list(last.parent.iterdir()) == [last], "the torn file is gone"
     _same(output, finished)
 
 
@@ -198,3 +199,15 @@ def test_killed_before_the_results_are_written(start, finished, cli):
     _same(output, finished)
     timing = json.loads((output / "metrics.json").read_text())["timing"]
     assert 0 < timing["seconds_per_step"] < timing["seconds_total"]
+
+
+def test_ctrl_c_before_the_first_step(start, cli, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    line, output = start
+    monkeypatch.setattr("pathtune.plan.load", interrupted)
+    outcome = cli(*line)
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+    assert not output.exists()
