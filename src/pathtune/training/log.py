@@ -199,14 +199,17 @@ def require_loggers(names: Iterable[str]) -> None:
         Naming what to install.
     """
     for name in names:
-        try:
-            importlib.import_module(_WRITERS[name][0])
-        except ImportError as error:
-            raise UsageError(
-                f"logger {name!r} is not installed: pip install 'pathtune[{name}]'"
-            ) from error
+        _module(name)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(_WRITERS[name][0])
+    except ImportError as error:
+        raise UsageError(
+            f"logger {name!r} is not installed: pip install 'pathtune[{name}]'"
+        ) from error
 
 
 def _writer(name: str, folder: Path) -> Any:
-    module, writer = _WRITERS[name]
-    return writer(importlib.import_module(module), folder)
+    return _WRITERS[name][1](_module(name), folder)
