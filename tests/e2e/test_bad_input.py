@@ -284,11 +284,6 @@ def leaked_test_frame(place):
     return place.finetune(test=place.path / "test.xyz")
 
 
-@case(1, "valid frames", "remove it from one of the two")
-def validation_is_the_training_set(place):
-    return place.finetune(valid=place.run.train)
-
-
 @case(1, "cannot split 1 structure", "validation file")
 def one_frame_and_no_validation(place):
     return place.finetune(train=place.frames(lambda a: None, n=1), valid=None)

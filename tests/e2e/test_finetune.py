@@ -167,6 +167,11 @@ def test_validation_frames_are_set_aside_and_named(tune, tmp_path):
     assert "18 train, 2 valid frames" in message_of(outcome.err)
 
 
+def test_validating_on_training_frames_is_warned_about(finished, tune):
+    _, outcome = tune(finished.train, "--valid", finished.train, steps=1)
+    assert "warning: valid frames: 6 frames" in outcome.err
+
+
 # What is labelled
 
 
