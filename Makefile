@@ -6,7 +6,8 @@
 #   make clean  remove the environments, caches and the demo's run folder
 
 PYTHON ?= python3
-# The tests' models are tiny: more threads only make them wait for each other.
+# The tests' models and the example's molecule are small: on a busy machine more
+# threads only make them wait for each other. Give another number if yours is idle.
 OMP_NUM_THREADS ?= 1
 
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -32,7 +33,7 @@ all: test
 
 # --resume starts a new run, continues a partial one and shows a finished one.
 demo: .venv/installed
-	.venv/bin/pathtune finetune $(EXAMPLE) --output demo-run --resume
+	$(THREADS) .venv/bin/pathtune finetune $(EXAMPLE) --output demo-run --resume
 
 test: lint test-all test-core
 
