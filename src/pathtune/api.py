@@ -43,6 +43,9 @@ __all__ = [
 
 DELTA, CONFIG, METRICS = "delta.safetensors", "config.yaml", "metrics.json"
 ENVIRONMENT = "environment.json"
+# Settings whose resolved value need not look like the given one. Given again on
+# resuming they are resolved again, and the run's identity decides.
+_RESOLVED = ("output", "device", "batch_size", "max_epochs", "method_options")
 
 
 def finetune(
@@ -94,8 +97,9 @@ def finetune(
             f"it with --resume --output {folder}"
         )
     plan = prepare(config, console)
-    files.write_text(folder / CONFIG, plan.config.to_yaml())
-    files.write_json(folder / ENVIRONMENT, environment())
+    if not (folder / CONFIG).exists():
+        files.write_json(folder / ENVIRONMENT, environment())
+        files.write_text(folder / CONFIG, plan.config.to_yaml())
     print_plan(plan, console)
     outcome = train(
         plan.backend,
@@ -158,12 +162,17 @@ def resume_config(folder: Path, given: Mapping[str, Any]) -> RunConfig:
     stored = validate(RunConfig, read_yaml(folder / CONFIG), "setting")
     dumped = stored.model_dump(mode="json")
     for key, value in given.items():
-        if key != "output" and key in dumped and dumped[key] != value:
+        if key in dumped and key not in _RESOLVED and dumped[key] != value:
             raise UsageError(
                 f"{folder} was started with {key} = {dumped[key]!r}, not {value!r}; "
                 "resume without it, or choose another --output"
             )
-    return stored.model_copy(update={"output": str(folder)})
+    again = {key: given[key] for key in _RESOLVED if key in given}
+    if "max_epochs" in again:
+        again["max_steps"] = None
+    if "method_options" in again:
+        again["method_options"] = stored.method_options | again["method_options"]
+    return validate(RunConfig, dumped | again, "setting")
 
 
 def _evaluated(plan: Plan, saved: DeltaFile, frames: Frames) -> dict[str, Any]:

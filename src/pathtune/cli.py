@@ -65,6 +65,9 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except typer.Abort:
         sys.exit(130)
+    except click.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.UsageError as error:
         context = error.ctx.command_path if error.ctx else "pathtune"
         _fail(f"{error.format_message()} (see {context} --help)", 2)

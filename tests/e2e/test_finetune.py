@@ -235,6 +235,31 @@ def test_epochs(tune, tmp_path):
     assert records(folder)[-1]["epoch"] == pytest.approx(3.2)
 
 
+def test_the_same_command_line_resumes(tune, tmp_path):
+    """A queue script gives the full command each time, values that resolve included."""
+    train = write(tmp_path / "train.xyz", molecules(5))
+    flags = ["--max-epochs", 2, "--batch-size", 100, "--device", "auto"]
+    flags += ["--set", "method_options.tau_per=path", "--eval-every", 1]
+    folder, _ = tune(train, *flags, steps=None)
+    delta = (folder / "delta.safetensors").read_bytes()
+    config = (folder / "config.yaml").read_bytes()
+    for name in ("delta.safetensors", "metrics.json"):
+        (folder / name).unlink()
+    tune(train, *flags, "--resume", steps=None)
+    assert (folder / "delta.safetensors").read_bytes() == delta
+    assert (folder / "config.yaml").read_bytes() == config
+
+
+def test_changed_epochs_do_not_resume(tune, cli, trusted_tiny, tmp_path):
+    train = write(tmp_path / "train.xyz", molecules(5))
+    folder, _ = tune(train, "--max-epochs", 2, steps=None)
+    (folder / "metrics.json").unlink()
+    line = ["finetune", "--resume", "--output", folder, "--max-epochs", 3]
+    outcome = cli(*line)
+    assert outcome.code == 1
+    assert "other settings" in message_of(outcome.err)
+
+
 def test_patience_stops_early(tune, tmp_path):
     train = write(tmp_path / "train.xyz", molecules(4))
     # Labels with the opposite sign: what helps the training frames hurts here.
