@@ -20,7 +20,7 @@ HAS_SEVENNET = importlib.util.find_spec("sevenn") is not None
 def pytest_collection_modifyitems(items):
     skip = pytest.mark.skip(reason="the sevennet extra is not installed")
     for item in items:
-        if "sevennet" in item.keywords and not HAS_SEVENNET:
+        if item.get_closest_marker("sevennet") and not HAS_SEVENNET:
             item.add_marker(skip)
 
 
