@@ -20,7 +20,7 @@ from pathtune.errors import PathtuneError, UsageError
 from pathtune.loading import load, load_with_delta, models
 from pathtune.merging import merge
 from pathtune.plan import Plan, dry_run, prepare, print_plan
-from pathtune.prediction import predict
+from pathtune.prediction import predict, unshifted
 from pathtune.properties import Prediction, Property, Structure
 from pathtune.provenance import environment, versions
 from pathtune.training import memory
@@ -76,7 +76,7 @@ def finetune(
     Interrupted
         After Ctrl-C or SIGTERM, with a checkpoint written.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     folder = Path(config.output)
     if resume and (folder / METRICS).exists():
         try:
@@ -134,6 +134,11 @@ def finetune(
         "peak_memory_mib": memory.peak_mib(backend.device),
     }
     files.write_json(folder / METRICS, results)
+    if outcome.best_step == 0:
+        console.print(
+            "warning: no evaluation was better than the start; the result is the "
+            "untrained model. Lower --lr, or look at the validation frames"
+        )
     return results
 
 
@@ -161,8 +166,11 @@ def resume_config(folder: Path, given: Mapping[str, Any]) -> RunConfig:
         )
     stored = validate(RunConfig, read_yaml(folder / CONFIG), "setting")
     dumped = stored.model_dump(mode="json")
+    complete = {"model": stored.model, "train": stored.train, **given}
+    normal = validate(RunConfig, complete, "setting")
+    given = normal.model_dump(mode="json", include=set(given))
     for key, value in given.items():
-        if key in dumped and key not in _RESOLVED and dumped[key] != value:
+        if key not in _RESOLVED and dumped[key] != value:
             raise UsageError(
                 f"{folder} was started with {key} = {dumped[key]!r}, not {value!r}; "
                 "resume without it, or choose another --output"
@@ -183,6 +191,7 @@ def _evaluated(plan: Plan, saved: DeltaFile, frames: Frames) -> dict[str, Any]:
         graphs=frames.graphs,
         weights=saved.merged(plan.backend.stored_weights()),
         shifts=saved.shifts,
+        batch_size=plan.config.batch_size or 1,
     )
     result = metrics.errors(frames.structures, predictions)
     groups = metrics.errors_by_config_type(frames.structures, predictions)
@@ -224,6 +233,7 @@ def evaluate(
     delta: str | Path | DeltaFile | None = None,
     *,
     output: str | Path | None = None,
+    overwrite: bool = False,
     keys: Mapping[Property, str] | None = None,
     batch_size: int = 16,
     console: Console | None = None,
@@ -241,6 +251,8 @@ def evaluate(
         Delta file.
     output
         Extended XYZ file for the predictions.
+    overwrite
+        Replace an existing output.
     keys
         Label keys, where they are not the usual ones.
     batch_size
@@ -255,18 +267,26 @@ def evaluate(
     dict
         As ``test`` in ``metrics.json``.
     """
+    if output is not None and Path(output).exists() and not overwrite:
+        raise UsageError(f"{output} exists; add --overwrite to replace it")
     if not isinstance(data, Sequence) or isinstance(data, str):
         data = structures.read(data, keys=keys, allow_unlabelled=True)
     backend, delta = load_with_delta(model, delta, **options)
     require_elements(backend, {e for s in data for e in s.atoms.symbols})
     structures.require_cells(data)
     weights = delta.apply(backend.stored_weights()) if delta else {}
+    if delta and console and any(delta.shifts.values()):
+        for symbol in unshifted(data, delta.shifts):
+            console.print(
+                f"warning: the delta has no reference-energy shift for {symbol}; "
+                "energies of frames with it are off"
+            )
     predictions: list[Prediction] = []
     chunks = range(0, len(data), batch_size)
     for start in track(
         chunks,
         description="evaluating",
-        console=console or Console(stderr=True),
+        console=console or Console(stderr=True, markup=False),
         transient=True,
         disable=console is None,
     ):

@@ -73,6 +73,11 @@ def main() -> None:
         _fail(f"{error.format_message()} (see {context} --help)", 2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
+    except RuntimeError as error:
+        # torch.OutOfMemoryError, without importing torch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _fail("the device ran out of memory; lower --batch-size", 1)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -86,7 +91,7 @@ def _fail(message: str, code: int) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True)
+    return Console(stderr=True, soft_wrap=True, markup=False)
 
 
 def _print_json(content: Any) -> None:
@@ -103,12 +108,13 @@ def _keys(
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
@@ -207,6 +213,9 @@ def finetune(
     preset: Annotated[
         str | None, typer.Option(help="low (accurate) or high (sparsest).")
     ] = None,
+    max_updated_percent: Annotated[
+        float | None, typer.Option(help="Most parameters to update, in percent.")
+    ] = None,
     select: Annotated[
         str | None,
         typer.Option(help="linear, fctp, all, everything, layer=0-2, l=2, name=..."),
@@ -250,13 +259,22 @@ def finetune(
     from pathtune import api
     from pathtune.config import RunConfig, assign, read_yaml, validate
 
-    for own in ("config", "dry_run", "resume", "set_", "json_output"):
+    for own in (
+        "config",
+        "dry_run",
+        "resume",
+        "set_",
+        "json_output",
+        "max_updated_percent",
+    ):
         flags.pop(own, None)
     if not trust_checkpoint:
         flags.pop("trust_checkpoint")
     settings = (read_yaml(config) if config else {}) | flags
     for assignment in set_ or []:
         assign(settings, assignment)
+    if max_updated_percent is not None:
+        assign(settings, f"method_options.max_updated_percent={max_updated_percent}")
     if resume:
         if "output" not in settings:
             raise UsageError("--resume needs --output, the folder of the run")
@@ -301,6 +319,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Predictions, extended XYZ.")
     ] = None,
+    overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(help="Structures at a time.", min=1)] = 16,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
@@ -320,6 +339,7 @@ def evaluate(
         model,
         delta,
         output=output,
+        overwrite=overwrite,
         keys=_keys(energy_key, forces_key, stress_key, magmoms_key),
         batch_size=batch_size,
         console=_console(),
@@ -394,7 +414,7 @@ def inspect(
         )
     if json_output:
         content = dict(loaded.metadata)
-        del content["tensors"]
+        content.pop("tensors", None)
         content["updated_parameters"] = loaded.updated_parameters
         content["shifts"] = dict(loaded.shifts)
         _print_json(content | {"tensors": rows})

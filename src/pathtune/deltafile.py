@@ -207,6 +207,9 @@ class DeltaFile:
     def remove(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return all parameters of the base, bit for bit, from the tuned ones.
 
+        Exact for a delta as a run writes it. One that was scaled or added rounds when
+        it is applied, and where that loses bits of the base this is an error.
+
         Raises
         ------
         PathtuneError
@@ -289,7 +292,7 @@ class DeltaFile:
     ) -> DeltaFile:
         """Keep what describes the base; what described a run no longer holds."""
         changes = {n: c for n, c in changes.items() if len(c.indices)}
-        kept = ("backend", "model", "head", "base", "versions", "licence", "total")
+        kept = ("backend", "model", "head", "base", "versions", "licence")
         metadata = {k: self.metadata[k] for k in kept if k in self.metadata}
         tensors: dict[str, Any] = {}
         for parent in parents:

@@ -96,11 +96,22 @@ def _backend_of(model: str) -> type[Backend]:
 def load_with_delta(
     model: str | Backend, delta: str | Path | DeltaFile | None, **options: Any
 ) -> tuple[Backend, DeltaFile | None]:
-    """Load what is given by name or path; a delta brings its head along."""
+    """Load what is given by name or path; a delta brings its head along.
+
+    Raises
+    ------
+    UsageError
+        If the delta was made for another head; all heads share one base.
+    """
     if delta is not None and not isinstance(delta, DeltaFile):
         delta = DeltaFile.load(Path(delta))
     if isinstance(model, str):
         if delta is not None and options.get("head") is None:
             options["head"] = delta.metadata.get("head")
         model = load(model, **options)
+    if delta is not None and delta.metadata.get("head", model.head) != model.head:
+        raise UsageError(
+            f"this delta is for head {delta.metadata['head']!r}, the model was loaded "
+            f"with {model.head!r}"
+        )
     return model, delta

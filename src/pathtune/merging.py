@@ -62,6 +62,9 @@ def merge(
     output = Path(output)
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; add --overwrite to replace it")
+    # The comparison is of roundings; a GPU's unordered sums would blur it.
+    if isinstance(model, str):
+        options.setdefault("device", "cpu")
     backend, loaded = load_with_delta(model, delta, **options)
     assert loaded is not None
     if output.suffix not in backend.suffixes:

@@ -20,9 +20,9 @@ from pathtune.config import RunConfig, validate
 from pathtune.deltafile import fingerprint
 from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.loading import load
-from pathtune.prediction import predict, with_shifts
-from pathtune.properties import Prediction, Property, Structure
-from pathtune.structures import Finding, ReferenceEnergies, reference_energies
+from pathtune.prediction import predict, unshifted, with_shifts
+from pathtune.properties import PROPERTIES, Prediction, Property, Structure
+from pathtune.structures import ReferenceEnergies, reference_energies
 from pathtune.training import memory, optimizer
 from pathtune.training.data import Frames, batch_indices
 from pathtune.training.log import require_loggers
@@ -73,22 +73,27 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         require_elements(backend, {e for s in part for e in s.atoms.symbols})
         structures.require_cells(part)
     properties = _trained_properties(config, backend, parts)
+    resolved = _resolve(config, method_config, len(parts["train"]), backend)
+    assert resolved.batch_size
+    assert resolved.select
     graphs = {name: [backend.graph(s.atoms) for s in p] for name, p in parts.items()}
     base = {
-        name: predict(backend, part, graphs=graphs[name])
+        name: predict(
+            backend, part, graphs=graphs[name], batch_size=resolved.batch_size
+        )
         for name, part in parts.items()
     }
-    _check(parts, base["train"], console)
+    _check(parts, base, console)
     references = _reference_energies(config, backend, parts["train"], base["train"])
     if references.warning:
         console.print(f"note: {references.warning}", highlight=False)
-    resolved = _resolve(config, method_config, len(parts["train"]), backend)
+    _check_shifts(references, backend, parts, console)
     delta = deltas.build(
         backend.path_weights(),
         dict(backend.model.named_parameters()),
         method=method,
         config=method_config,
-        selection=resolved.select or "all",
+        selection=resolved.select,
         elements=sorted({e for s in parts["train"] for e in s.atoms.symbols}),
         head=backend.head,
         seed=config.seed,
@@ -98,7 +103,14 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         for name, part in parts.items()
     }
     judged = "test" if "test" in parts else "valid"
-    shifted = with_shifts(parts[judged], base[judged], references.shifts)
+    # Re-estimated whatever was chosen, so that an offset does not count as a gain.
+    fair = _reference_energies(
+        config.model_copy(update={"reference_energies": "estimated"}),
+        backend,
+        parts["train"],
+        base["train"],
+    )
+    shifted = with_shifts(parts[judged], base[judged], fair.shifts)
     return Plan(
         config=resolved,
         backend=backend,
@@ -110,7 +122,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         properties=properties,
         zero_shot=metrics.errors(parts[judged], shifted),
         zero_shot_raw=metrics.errors(parts[judged], base[judged]),
-        identity=_identity(resolved, backend, parts),
+        identity=_identity(resolved, backend, parts, references),
     )
 
 
@@ -133,16 +145,19 @@ def _read_parts(config: RunConfig, console: Console) -> dict[str, list[Structure
     """Read the files; set validation frames aside where none are given."""
     keys = config.label_keys
     parts = {"train": structures.read(config.train, keys=keys)}
-    lone = [s for s in parts["train"] if s.config_type == "IsolatedAtom"]
-    if lone and config.reference_energies != "isolated":
+    lone = [s for s in parts["train"] if structures.is_lone_atom(s)]
+    if lone:
         console.print(f"note: {len(lone)} isolated atoms are trained on like any frame")
     for name, path in (("valid", config.valid), ("test", config.test)):
         if path is not None:
             parts[name] = structures.read(path, keys=keys)
     if "valid" not in parts:
-        parts["train"], parts["valid"] = structures.split_validation(
-            parts["train"], config.valid_fraction, seed=config.seed
+        # Isolated atoms define reference energies; they stay with the training.
+        rest = [s for s in parts["train"] if not structures.is_lone_atom(s)]
+        kept, parts["valid"] = structures.split_validation(
+            rest, config.valid_fraction, seed=config.seed
         )
+        parts["train"] = [*lone, *kept]
         sources = ", ".join(s.source.rpartition(":")[2] for s in parts["valid"][:10])
         more = ", ..." if len(parts["valid"]) > 10 else ""
         console.print(
@@ -157,7 +172,7 @@ def _trained_properties(
     config: RunConfig, backend: Backend, parts: Mapping[str, Sequence[Structure]]
 ) -> dict[Property, float]:
     """Return what has labels, a loss weight and a prediction; at least one."""
-    counts = structures.label_counts(parts["train"])
+    counts = _weighted_labels(parts["train"])
     properties: dict[Property, float] = {
         name: weight
         for name, weight in config.loss_weights.items()
@@ -168,7 +183,7 @@ def _trained_properties(
             "nothing to learn: the training frames have no label whose loss weight is "
             f"above zero (found: {_listing(counts)})"
         )
-    judged_by = structures.label_counts(parts["valid"])
+    judged_by = _weighted_labels(parts["valid"])
     if not any(judged_by[name] for name in properties):
         raise PathtuneError(
             f"the validation frames have none of the labels that are trained: they "
@@ -178,32 +193,58 @@ def _trained_properties(
     return properties
 
 
+def _weighted_labels(part: Sequence[Structure]) -> dict[Property, int]:
+    """Count the labels whose weight is above zero."""
+    return {
+        name: sum(name in s.labels and s.term_weight(name) > 0 for s in part)
+        for name in PROPERTIES
+    }
+
+
 def _check(
     parts: Mapping[str, Sequence[Structure]],
-    predictions: Sequence[Prediction],
+    predictions: Mapping[str, Sequence[Prediction]],
     console: Console,
 ) -> None:
-    """Check labels and leakage; print warnings, raise on errors.
+    """Check all frames; print warnings, raise on errors.
 
     A test frame among the training frames is an error; a validation frame there only
     makes the choice of the best iterate optimistic.
     """
-    train = parts["train"]
-    findings: list[tuple[Finding, str, str]] = [
-        (f, f.severity, "")
-        for f in structures.check(train, predictions=predictions).findings
-    ]
-    for name, severity in (("valid", "warning"), ("test", "error")):
-        if name in parts:
-            leaks = structures.check(train, against=parts[name]).findings
-            findings += [
-                (f, severity, f"{name} frames: ") for f in leaks if f.code == "leakage"
-            ]
-    for finding, severity, prefix in findings:
-        if severity == "error":
-            raise PathtuneError(f"{prefix}{finding.message}")
-        if severity == "warning":
-            console.print(f"warning: {prefix}{finding.message}", highlight=False)
+    for name, part in parts.items():
+        against = None if name == "train" else parts["train"]
+        report = structures.check(part, predictions=predictions[name], against=against)
+        prefix = "" if name == "train" else f"{name} frames: "
+        for finding in report.findings:
+            excused = finding.code == "leakage" and name == "valid"
+            if finding.severity == "error" and not excused:
+                raise PathtuneError(f"{prefix}{finding.message}")
+            if finding.severity != "note":
+                console.print(f"warning: {prefix}{finding.message}", highlight=False)
+
+
+def _check_shifts(
+    references: ReferenceEnergies,
+    backend: Backend,
+    parts: Mapping[str, Sequence[Structure]],
+    console: Console,
+) -> None:
+    """Refuse shifts the model cannot hold; warn where frames lack one."""
+    if not any(references.shifts.values()):
+        return
+    if not backend.has_shift_by_element:
+        raise PathtuneError(
+            f"{backend.model_name} has one reference energy for all elements and "
+            "cannot hold shifts by element; use --reference-energies foundation"
+        )
+    for name, part in parts.items():
+        if missing := unshifted(part, references.shifts):
+            console.print(
+                f"warning: {name} frames: no training frame has {', '.join(missing)}, "
+                "so their reference energies keep the base model's level of theory and "
+                "the energies of these frames are off",
+                highlight=False,
+            )
 
 
 def _resolve(
@@ -266,7 +307,10 @@ def lone_atoms(backend: Backend, symbols: Sequence[str]) -> dict[str, float]:
 
 
 def _identity(
-    config: RunConfig, backend: Backend, parts: Mapping[str, Sequence[Structure]]
+    config: RunConfig,
+    backend: Backend,
+    parts: Mapping[str, Sequence[Structure]],
+    references: ReferenceEnergies,
 ) -> str:
     """Return a digest of all that a run's numbers depend on."""
     settings = config.model_dump(mode="json")
@@ -276,6 +320,11 @@ def _identity(
         "settings": settings,
         "base": fingerprint(backend.stored_weights()),
         "data": {name: structures.fingerprint(part) for name, part in parts.items()},
+        "weights": {
+            name: [[s.term_weight(p) for p in PROPERTIES] for s in part]
+            for name, part in parts.items()
+        },
+        "shifts": dict(references.shifts),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -337,7 +386,7 @@ def dry_run(
         Counts, reference energies, zero-shot errors, ``seconds_per_step``,
         ``seconds_total`` (estimate) and ``peak_memory_mib``.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     plan = prepare(config, console)
     print_plan(plan, console)
     resolved = plan.config

@@ -111,3 +111,11 @@ def with_shifts(
             predicted = {**predicted, "energy": predicted["energy"] + shift}
         shifted.append(predicted)
     return shifted
+
+
+def unshifted(
+    structures: Sequence[Structure], shifts: Mapping[str, float]
+) -> list[str]:
+    """Return the elements without a shift in structures that have an energy label."""
+    labelled = [s for s in structures if "energy" in s.labels]
+    return sorted({e for s in labelled for e in s.atoms.symbols} - set(shifts))

@@ -156,6 +156,25 @@ def test_entries_called_dead_are_exactly_those_without_gradient(name, head, labe
         assert np.count_nonzero(gradient.flatten().numpy()[alive]) > 0.99 * alive.sum()
 
 
+def test_a_delta_of_one_head_is_refused_for_another(tmp_path):
+    """All heads share one base, so its fingerprint alone would let it pass."""
+    delta = random_delta(model("7net-mf-0", "PBE"))
+    with pytest.raises(UsageError, match="for head PBE"):
+        api.merge(model("7net-mf-0", "R2SCAN"), delta, tmp_path / "m.pth")
+    with pytest.raises(UsageError, match="for head PBE"):
+        api.calculator(model("7net-mf-0", "R2SCAN"), delta)
+
+
+def test_scale_and_shift_of_absent_elements_and_other_heads_are_not_alive():
+    backend = model("7net-mf-0", "PBE")
+    alive = {
+        w.name.rpartition(".")[2]: int(w.alive({"H", "O"}, "PBE").sum())
+        for w in backend.path_weights()
+        if w.kind == "scale_shift"
+    }
+    assert alive == {"shift": 2, "scale": 2}
+
+
 def test_weights_of_absent_elements_and_other_heads_stay_bit_identical():
     backend = model("7net-mf-0", "R2SCAN")
     delta = random_delta(backend, elements=("H", "O"))

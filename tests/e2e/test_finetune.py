@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import ase
 import ase.io
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import yaml
 from ase.build import molecule
 from safetensors.torch import load_file
 
+from pathtune import api
 from pathtune.deltafile import DeltaFile
+from pathtune.plan import lone_atoms
 from tests.conftest import crystals, molecules
 from tests.e2e.conftest import message_of, run_process, tree
 
@@ -248,6 +251,90 @@ def test_the_same_command_line_resumes(tune, tmp_path):
     tune(train, *flags, "--resume", steps=None)
     assert (folder / "delta.safetensors").read_bytes() == delta
     assert (folder / "config.yaml").read_bytes() == config
+
+
+def test_the_same_yaml_resumes_and_unknown_keys_are_refused(
+    tune, cli, trusted_tiny, tmp_path
+):
+    train = write(tmp_path / "train.xyz", molecules(5))
+    settings = tmp_path / "run.yaml"
+    settings.write_text("lr: 1e-2\nmax_steps: 3\n")  # YAML 1.1 reads a string
+    folder, _ = tune(train, settings, steps=None)
+    (folder / "metrics.json").unlink()
+    tune(train, settings, "--resume", steps=None)
+    line = ["finetune", "--resume", "--output", folder, "--set", "max_step=5"]
+    outcome = cli(*line)
+    assert outcome.code == 2
+    assert "Did you mean 'max_steps'" in message_of(outcome.err)
+
+
+@pytest.mark.parametrize("key", ["config_weight", "config_forces_weight"])
+def test_changed_weights_do_not_resume(key, tune, cli, trusted_tiny, tmp_path):
+    frames = molecules(5)
+    train = write(tmp_path / "train.xyz", frames)
+    folder, _ = tune(train)
+    (folder / "metrics.json").unlink()
+    frames[0].info[key] = 3.0
+    write(train, frames)
+    outcome = cli("finetune", "--resume", "--output", folder)
+    assert outcome.code == 1
+    assert "other settings" in message_of(outcome.err)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_isolated_atoms_give_the_reference_energies(seed, tune, tmp_path):
+    """They stay in the training part whatever the seed of the split."""
+    lone = []
+    for symbol, energy in (("H", -10.0), ("C", -20.0), ("O", -30.0)):
+        atom = ase.Atoms(symbol)
+        atom.info |= {"REF_energy": energy, "config_type": "IsolatedAtom"}
+        atom.arrays["REF_forces"] = np.zeros((1, 3))
+        lone.append(atom)
+    train = write(tmp_path / "train.xyz", [*lone, *molecules(3)])
+    flags = ["--reference-energies", "isolated", "--seed", seed]
+    folder, _ = tune(train, *flags, steps=1)
+    shifts = DeltaFile.load(folder / "delta.safetensors").shifts
+    model = api.load(yaml.safe_load((folder / "config.yaml").read_text())["model"])
+    base = lone_atoms(model, ["H", "C", "O"])
+    for symbol, energy in (("H", -10.0), ("C", -20.0), ("O", -30.0)):
+        assert base[symbol] + shifts[symbol] == pytest.approx(energy, abs=1e-5)
+
+
+def test_a_reference_energy_file(tune, tmp_path):
+    path = tmp_path / "e0.json"
+    path.write_text(json.dumps({"H": -10.0, "C": -20.0, "O": -30.0, "N": -25.0}))
+    train = write(tmp_path / "train.xyz", molecules(4))
+    folder, _ = tune(train, "--reference-energies", path, steps=1)
+    found = results(folder)
+    assert found["zero_shot"] != found["zero_shot_raw"], "re-estimated for fairness"
+    assert set(DeltaFile.load(folder / "delta.safetensors").shifts) == {"H", "C", "O"}
+
+
+def test_elements_without_a_shift_are_named(tune, tmp_path):
+    train = write(tmp_path / "train.xyz", molecules(4))
+    ethane = molecule("CH3OH")
+    ethane.numbers[0] = 29
+    ethane.info["REF_energy"] = -1.0
+    test = write(tmp_path / "test.xyz", ethane)
+    _, outcome = tune(train, "--test", test, steps=1)
+    assert "no training frame has Cu" in message_of(outcome.err)
+
+
+def test_a_bound_from_the_command_line(tune, tmp_path):
+    train = write(tmp_path / "train.xyz", molecules(4))
+    folder, _ = tune(train, "--max-updated-percent", 5, steps=10)
+    counts = results(folder)["sparsity"]
+    assert 0 < counts["updated_parameters"] <= 0.05 * counts["total_parameters"]
+    assert counts["updated_parameters"] > 0.04 * counts["total_parameters"]
+
+
+def test_predictions_do_not_overwrite_unasked(finished, trusted_tiny, cli, tmp_path):
+    data = write(tmp_path / "data.xyz", molecules(2))
+    line = ["evaluate", data, "--model", trusted_tiny, "--output", data]
+    before = data.read_bytes()
+    assert cli(*line).code == 2
+    assert data.read_bytes() == before
+    assert cli(*line, "--overwrite").code == 0
 
 
 def test_changed_epochs_do_not_resume(tune, cli, trusted_tiny, tmp_path):

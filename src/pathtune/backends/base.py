@@ -100,6 +100,8 @@ class Backend(ABC):
     elements: tuple[str, ...]
     properties: frozenset[Property]
     r_max: float
+    #: Whether the file format holds a reference energy for each element.
+    has_shift_by_element: bool
     #: Whether the model is symmetric under inversion (O(3)), or SO(3) only.
     has_inversion: bool
 

@@ -124,7 +124,8 @@ class Backend(Contract):
         infos = []
         for name, (file, digest, heads) in _BUNDLED.items():
             there = folder is not None and (folder / file).is_file()
-            reason = "in the vendor's package" if there else missing
+            absent = missing if folder is None else "not in the installed sevenn"
+            reason = "in the vendor's package" if there else absent
             what = f"{file} (sha256 {digest[:12]})"
             infos.append(ModelInfo(cls.name, name, there, reason, what, heads))
         for name in _DOWNLOADED:
@@ -196,7 +197,7 @@ class Backend(Contract):
                     f"{path} cannot be read as a SevenNet checkpoint: {reason[0]}"
                 ) from error
         self = cls()
-        self.model_name = _canonical(model) if not Path(model).exists() else path.name
+        self.model_name = _canonical(model) if cls.knows(model) else path.name
         heads = single.modal_map or {}
         self._heads = tuple(sorted(heads, key=lambda name: heads[name]))
         self.head = pick_head(head, self._heads, self.model_name)
@@ -212,6 +213,8 @@ class Backend(Contract):
         self.elements = _symbols(single.type_map or {})
         self.r_max = float(single.cutoff)
         self.has_inversion = bool(config["is_parity"])
+        shift = self._shift_row(self._stored["rescale_atomic_energy.shift"])
+        self.has_shift_by_element = shift.numel() == len(self.elements)
         return self
 
     def _in_double(self, single: Any) -> Any:
@@ -308,7 +311,7 @@ class Backend(Contract):
                 role = "readout"
             elif layer is None:
                 role = "embedding"
-            kind, paths = self._kind(name, modules[owner], block)
+            kind, paths = self._kind(name, parameter, modules[owner], block)
             records.append(
                 PathWeight(
                     name=name,
@@ -328,7 +331,7 @@ class Backend(Contract):
         return records
 
     def _kind(
-        self, name: str, module: Any, block: str
+        self, name: str, parameter: Tensor, module: Any, block: str
     ) -> tuple[Kind, tuple[IrrepsPath, ...]]:
         from e3nn import o3
 
@@ -339,8 +342,24 @@ class Backend(Contract):
         if ".weight_nn." in name or block == "edge_embedding":
             return "radial", ()
         if block == "rescale_atomic_energy":
-            return "scale_shift", ()
+            return "scale_shift", self._species_path(tuple(parameter.shape))
         return "other", ()
+
+    def _species_path(self, shape: tuple[int, ...]) -> tuple[IrrepsPath, ...]:
+        """Return the one path of a tensor over the elements (and heads), if it is."""
+        if shape[-1] != len(self.elements):
+            return ()
+        return (
+            IrrepsPath(
+                0,
+                int(np.prod(shape)),
+                shape,
+                "0e",
+                "0e",
+                element_axis=len(shape) - 1,
+                head_axis=0 if len(shape) == 2 else None,
+            ),
+        )
 
     def _linear_paths(self, module: Any, block: str) -> tuple[IrrepsPath, ...]:
         """Return the paths of an o3.Linear; a flat block is (mul_in, mul_out)."""
@@ -414,12 +433,11 @@ class Backend(Contract):
         merged = {**self._stored, **weights}
         shift = merged["rescale_atomic_energy.shift"].clone()
         row = self._shift_row(shift)
-        if row.numel() != len(self.elements):
+        if not self.has_shift_by_element:
             if any(shifts.values()):
                 raise PathtuneError(
-                    f"{self.model_name} has one shift for all elements and cannot "
-                    "hold reference energies by element; use "
-                    "--reference-energies foundation"
+                    f"{self.model_name} has one reference energy for all elements and "
+                    "cannot hold shifts by element"
                 )
             return merged
         for symbol, value in shifts.items():

@@ -13,9 +13,8 @@ from pathtune.structures.reference_energies import (
     estimate,
     foundation,
     from_file,
+    is_lone_atom,
     isolated,
-    shift_energies,
-    subtract,
 )
 from pathtune.structures.split import split_validation
 
@@ -29,12 +28,11 @@ __all__ = [
     "fingerprint",
     "foundation",
     "from_file",
+    "is_lone_atom",
     "isolated",
     "label_counts",
     "read",
     "require_cells",
-    "shift_energies",
     "split_validation",
-    "subtract",
     "write_predictions",
 ]

@@ -129,15 +129,12 @@ def isolated(
     """
     atoms: dict[str, float] = {}
     for s in structures:
-        tagged = s.config_type.lower() == "isolatedatom"
-        if tagged and s.n_atoms != 1:
+        if _is_tagged(s) and s.n_atoms != 1:
             raise PathtuneError(
                 f"{s.source}: the frame is tagged IsolatedAtom but has {s.n_atoms} "
                 "atoms; correct its config_type"
             )
-        if s.n_atoms != 1 or not (tagged or not s.atoms.pbc.any()):
-            continue
-        if "energy" not in s.labels:
+        if not is_lone_atom(s) or "energy" not in s.labels:
             continue
         symbol, energy = s.atoms.symbols[0], float(s.labels["energy"])
         if abs(atoms.setdefault(symbol, energy) - energy) > _SAME_ATOM:
@@ -152,6 +149,16 @@ def isolated(
             "one atom with config_type=IsolatedAtom, or estimate the reference energies"
         )
     return _exact({e: atoms[e] - _base(base_atom_energies, e) for e in elements})
+
+
+def is_lone_atom(structure: Structure) -> bool:
+    """Whether a frame is one atom, not periodic or tagged ``IsolatedAtom``."""
+    free = not structure.atoms.pbc.any()
+    return structure.n_atoms == 1 and (free or _is_tagged(structure))
+
+
+def _is_tagged(structure: Structure) -> bool:
+    return structure.config_type.lower() == "isolatedatom"
 
 
 def from_file(
@@ -204,34 +211,6 @@ def from_file(
             if e in base_reference_energies
         }
     )
-
-
-def shift_energies(
-    structures: Sequence[Structure], shifts: Mapping[str, float]
-) -> np.ndarray:
-    """Return the summed shifts of each structure, eV, shape (n_structures,), float64.
-
-    Raises
-    ------
-    PathtuneError
-        If an element has no shift.
-    """
-    elements = _elements(structures)
-    if missing := [e for e in elements if e not in shifts]:
-        raise PathtuneError(f"no reference energy for {', '.join(missing)}; add it")
-    values = np.array([shifts[e] for e in elements], dtype=np.float64)
-    return _composition(structures, elements) @ values
-
-
-def subtract(
-    structures: Sequence[Structure], shifts: Mapping[str, float]
-) -> np.ndarray:
-    """Return energies minus their shifts, eV, shape (n_structures,), float64.
-
-    A structure without an energy has NaN. Raises as `shift_energies`.
-    """
-    energies = [float(s.labels.get("energy", np.nan)) for s in structures]
-    return np.array(energies, dtype=np.float64) - shift_energies(structures, shifts)
 
 
 def _elements(structures: Sequence[Structure]) -> list[str]:

@@ -50,6 +50,7 @@ UNITS: Mapping[Property, Mapping[str, float]] = {
     },
 }
 
+_MIN_FRAMES = 5  # the components of one frame are no independent evidence
 _MIN_PAIRS = 10
 _STRONG = 0.7  # share of pairs that a unit must explain
 _LEAD = 0.4  # by how much more than the expected unit explains
@@ -87,7 +88,7 @@ def suspected_units(
     else:
         y = np.concatenate([np.zeros(0), *(label.ravel() for _, label, _ in both)])
         x = np.concatenate([np.zeros(0), *(base.ravel() for _, _, base in both)])
-    if not x.size:
+    if len(both) < _MIN_FRAMES or not x.size:
         return []
     informative = np.abs(x) > 0.5 * np.sqrt(np.mean(x**2))
     y, x = y[informative], x[informative]

@@ -264,6 +264,7 @@ def evaluate(
         shifts=frames.shifts,
         graphs=frames.graphs,
         properties=list(properties),
+        batch_size=config.batch_size or 1,
     )
     labels = collate([labels_of(s, {}) for s in frames.structures])
     terms = loss_terms(_stack(predictions, properties), labels, config.huber_delta)
