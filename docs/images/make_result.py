@@ -63,7 +63,7 @@ def draw(run: Path, output: Path) -> None:
     low, high = min([*errors, after]), max([*errors, before])
     left.set_yticks([t for t in ticks if low / 2 <= t <= 2 * high])
     left.set_ylim(low / 1.3, high * 1.3)
-    left.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
 
     right.plot(steps, updated, color=BLUE, marker="o", ms=3)
     right.set(xlabel="step", ylabel="share of parameters updated (%)")
