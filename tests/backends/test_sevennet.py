@@ -159,9 +159,9 @@ def test_entries_called_dead_are_exactly_those_without_gradient(name, head, labe
 def test_a_delta_of_one_head_is_refused_for_another(tmp_path):
     """All heads share one base, so its fingerprint alone would let it pass."""
     delta = random_delta(model("7net-mf-0", "PBE"))
-    with pytest.raises(UsageError, match="for head PBE"):
+    with pytest.raises(UsageError, match="for head 'PBE'"):
         api.merge(model("7net-mf-0", "R2SCAN"), delta, tmp_path / "m.pth")
-    with pytest.raises(UsageError, match="for head PBE"):
+    with pytest.raises(UsageError, match="for head 'PBE'"):
         api.calculator(model("7net-mf-0", "R2SCAN"), delta)
 
 

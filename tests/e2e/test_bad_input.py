@@ -860,7 +860,7 @@ def test_a_disk_that_fills_at_the_last_moment(verb, place, cli, monkeypatch):
     line = {
         "merge": ["merge", "-m", run.model, "--delta", run.delta, "--overwrite"],
         "scale": ["delta", "scale", run.delta, "0.5", "--overwrite"],
-        "evaluate": ["evaluate", run.test, "--model", run.model],
+        "evaluate": ["evaluate", run.test, "--model", run.model, "--overwrite"],
     }[verb]
     before = tree(place.path)
     monkeypatch.setattr(os, "fsync", full)
