@@ -128,6 +128,10 @@ def _matches(weight: PathWeight, term: str) -> np.ndarray:
     whole = np.full(weight.size, True)
     nothing = np.full(weight.size, False)
     field, equals, value = term.partition("=")
+    # Reference energies are fitted, not trained: they must be named to be selected.
+    named = term in ("scale_shift", "kind=scale_shift") or field == "name"
+    if weight.kind == "scale_shift" and not named:
+        return nothing
     if not equals:
         if term not in GROUPS:
             raise UsageError(
@@ -135,7 +139,7 @@ def _matches(weight: PathWeight, term: str) -> np.ndarray:
             )
         hit = (
             (term == "all" and weight.kind in PATH_KINDS)
-            or (term == "everything" and weight.kind != "scale_shift")
+            or term == "everything"
             or term in (weight.kind, weight.role)
         )
         return whole if hit else nothing

@@ -29,7 +29,10 @@ RADIAL = PathWeight("1.radial", (4, 4), "radial", "interaction", 1)
 READOUT = PathWeight(
     "readout.weight", (2,), "linear", "readout", None, (Path(0, 2, (2, 1), "0e", "0e"),)
 )
-SHIFT = PathWeight("shift", (3,), "scale_shift", "readout")
+SHIFT = PathWeight(
+    "shift", (3,), "scale_shift", "readout", None,
+    (Path(0, 3, (3,), "0e", "0e", element_axis=0),), ("H", "O", "Cu"),
+)  # fmt: skip
 ALL = [EMBED, MIX, SKIP, RADIAL, READOUT, SHIFT]
 
 
@@ -42,7 +45,10 @@ def counts(selection):
     [
         ("linear", {"embed.weight": 6, "0.mix.weight": 10, "readout.weight": 2}),
         ("fctp", {"1.skip.weight": 12}),
-        ("readout", {"readout.weight": 2, "shift": 3}),
+        ("readout", {"readout.weight": 2}),
+        ("scale_shift", {"shift": 3}),
+        ("name=shift", {"shift": 3}),
+        ("l=0", {"embed.weight": 6, "0.mix.weight": 6, "readout.weight": 2}),
         ("layer=1", {"1.skip.weight": 12, "1.radial": 16}),
         ("layer=0-1&linear", {"0.mix.weight": 10}),
         ("l=1", {"0.mix.weight": 4}),

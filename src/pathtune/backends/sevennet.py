@@ -336,9 +336,9 @@ class Backend(Contract):
         from e3nn import o3
 
         if isinstance(module, o3.Linear):
-            return "linear", self._linear_paths(module, block)
+            return "linear", self._irreps_paths(module, block)
         if isinstance(module, o3.TensorProduct):
-            return "fctp", self._fctp_paths(module)
+            return "fctp", self._irreps_paths(module, block)
         if ".weight_nn." in name or block == "edge_embedding":
             return "radial", ()
         if block == "rescale_atomic_energy":
@@ -361,49 +361,38 @@ class Backend(Contract):
             ),
         )
 
-    def _linear_paths(self, module: Any, block: str) -> tuple[IrrepsPath, ...]:
-        """Return the paths of an o3.Linear; a flat block is (mul_in, mul_out)."""
-        paths = []
-        start = 0
-        last = len(module.irreps_in) - 1
+    def _irreps_paths(self, module: Any, block: str) -> tuple[IrrepsPath, ...]:
+        """Return the paths of e3nn's own instructions, in the order of the weight.
+
+        A flat block is (mul_in, mul_out) in an o3.Linear and (mul_1, n_elements,
+        mul_out) in a FullyConnectedTensorProduct with the species.
+        """
+        from e3nn import o3
+
+        is_linear = isinstance(module, o3.Linear)
+        irreps_in = module.irreps_in if is_linear else module.irreps_in1
+        element_axis = 0 if block == "onehot_to_feature_x" else None
         # The vendor appends the one-hot modality as the last input irrep.
         by_head = getattr(self.model._modules[block], "num_modalities", 0) > 1
-        for instruction in module.instructions:
-            if instruction.i_in < 0:
-                continue
-            shape = tuple(instruction.path_shape)
-            stop = start + int(np.prod(shape))
-            paths.append(
-                IrrepsPath(
-                    start,
-                    stop,
-                    shape,
-                    str(module.irreps_in[instruction.i_in].ir),
-                    str(module.irreps_out[instruction.i_out].ir),
-                    element_axis=0 if block == "onehot_to_feature_x" else None,
-                    head_axis=0 if by_head and instruction.i_in == last else None,
-                )
-            )
-            start = stop
-        return tuple(paths)
-
-    def _fctp_paths(self, module: Any) -> tuple[IrrepsPath, ...]:
-        """Return the paths of a FullyConnectedTensorProduct with the species."""
         paths = []
         start = 0
         for instruction in module.instructions:
-            if not instruction.has_weight:
+            i_in = instruction.i_in if is_linear else instruction.i_in1
+            has_weight = i_in >= 0 if is_linear else instruction.has_weight
+            if not has_weight:
                 continue
             shape = tuple(instruction.path_shape)
             stop = start + int(np.prod(shape))
+            is_head = is_linear and by_head and i_in == len(irreps_in) - 1
             paths.append(
                 IrrepsPath(
                     start,
                     stop,
                     shape,
-                    str(module.irreps_in1[instruction.i_in1].ir),
+                    str(irreps_in[i_in].ir),
                     str(module.irreps_out[instruction.i_out].ir),
-                    element_axis=1,
+                    element_axis=element_axis if is_linear else 1,
+                    head_axis=0 if is_head else None,
                 )
             )
             start = stop
