@@ -151,6 +151,16 @@ def _read_parts(config: RunConfig, console: Console) -> dict[str, list[Structure
     for name, path in (("valid", config.valid), ("test", config.test)):
         if path is not None:
             parts[name] = structures.read(path, keys=keys)
+    for name in ("valid", "test"):
+        used, others = _label_keys(parts["train"]), _label_keys(parts.get(name, ()))
+        for label in used.keys() & others.keys():
+            if used[label] != others[label]:
+                console.print(
+                    f"warning: {label} is {used[label]!r} in the training frames and "
+                    f"{others[label]!r} in the {name} frames; if these are two levels "
+                    f"of theory, name one key with --{label}-key",
+                    highlight=False,
+                )
     if "valid" not in parts:
         # Isolated atoms define reference energies; they stay with the training.
         rest = [s for s in parts["train"] if not structures.is_lone_atom(s)]
@@ -166,6 +176,11 @@ def _read_parts(config: RunConfig, console: Console) -> dict[str, list[Structure
             highlight=False,
         )
     return parts
+
+
+def _label_keys(part: Sequence[Structure]) -> dict[Property, str]:
+    """Return the key each label of a file was found under."""
+    return {name: key for s in part for name, key in s.label_keys.items()}
 
 
 def _trained_properties(
@@ -340,7 +355,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.test:
         sizes.append(f"{len(plan.test.structures)} test")
     counts = structures.label_counts(plan.train.structures)
-    say(f"data: {', '.join(sizes)} frames; {_listing(counts)}")
+    keys = ", ".join(_label_keys(plan.train.structures).values())
+    say(f"data: {', '.join(sizes)} frames; {_listing(counts)}; keys {keys}")
     shifts = ", ".join(f"{e} {v:+.4f}" for e, v in plan.references.shifts.items())
     say(f"reference energies ({config.reference_energies}), shift in eV: {shifts}")
     say(f"zero-shot, raw:           {_errors_line(plan.zero_shot_raw)}")

@@ -59,6 +59,8 @@ class Structure:
         The file's ``config_type`` (or ``group``), for errors by configuration type.
     source
         File and index, e.g. ``"train.xyz:17"``, for messages.
+    label_keys
+        The key each label was found under.
     """
 
     atoms: Atoms
@@ -67,6 +69,7 @@ class Structure:
     property_weights: Mapping[Property, float] = field(default_factory=dict)
     config_type: str = "default"
     source: str = ""
+    label_keys: Mapping[Property, str] = field(default_factory=dict)
 
     @property
     def n_atoms(self) -> int:

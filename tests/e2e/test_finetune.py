@@ -310,6 +310,17 @@ def test_a_reference_energy_file(tune, tmp_path):
     assert set(DeltaFile.load(folder / "delta.safetensors").shifts) == {"H", "C", "O"}
 
 
+def test_files_with_different_keys_are_warned_about(tune, tmp_path):
+    train = write(tmp_path / "train.xyz", molecules(4))
+    others = molecules(2, seed=3)
+    for atoms in others:
+        atoms.info["energy"] = atoms.info.pop("REF_energy")
+    valid = write(tmp_path / "valid.xyz", others)
+    _, outcome = tune(train, "--valid", valid, steps=1)
+    assert "energy is 'REF_energy' in the training frames" in message_of(outcome.err)
+    assert "keys REF_energy, REF_forces" in message_of(outcome.err)
+
+
 def test_elements_without_a_shift_are_named(tune, tmp_path):
     train = write(tmp_path / "train.xyz", molecules(4))
     ethane = molecule("CH3OH")

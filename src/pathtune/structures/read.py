@@ -323,6 +323,7 @@ def _structure(atoms: Atoms, chosen: Mapping[Property, str], where: str) -> Stru
             atoms.info.get("config_type", atoms.info.get("group", "default"))
         ),
         source=where,
+        label_keys={name: chosen[name] for name in labels},
     )
 
 
