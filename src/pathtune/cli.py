@@ -110,11 +110,13 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
+    # The title is a line of its own: a table wraps its title to its own width.
+    print(title)
     Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
