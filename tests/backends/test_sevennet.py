@@ -310,22 +310,28 @@ def test_symmetry_of_base_tuned_and_merged_in_float64(merged_path, base, double)
 
 
 def test_symmetry_control_must_fail(double):
-    """Changing the components of a vector feature one by one breaks rotation."""
-    module = double.model._modules["1_equivariant_gate"]
+    """A weight change that differs from component to component breaks rotation.
+
+    A path weight is one number for all components m of an irrep. Here the output of a
+    layer is scaled component by component, as a change of weights that ignored the
+    paths would do.
+    """
+    module = double.model._modules["1_self_interaction_2"]
 
     def component_wise(_module, _args, data):
-        data["x"] = data["x"] + 0.1 * torch.linspace(
-            0, 1, data["x"].shape[1], dtype=data["x"].dtype
-        )
+        n = data["x"].shape[1]
+        data["x"] = data["x"] * (1 + 0.1 * torch.linspace(-1, 1, n).double())
         return data
 
     handle = module.register_forward_hook(component_wise)
     try:
-        energy, forces = symmetry_errors(double, samples()[0], {})["rotation"]
+        found = symmetry_errors(double, samples()[0], {})
     finally:
         handle.remove()
+    energy, forces = found["rotation"]
     assert energy > 1e-6
     assert forces > 1e-5
+    assert found["permutation"][0] < 1e-8, "and nothing but rotation"
 
 
 def test_inversion_is_tested_where_the_model_has_it(trusted_tiny):
