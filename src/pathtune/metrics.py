@@ -62,3 +62,13 @@ def errors_by_config_type(
         name: errors([structures[i] for i in rows], [predictions[i] for i in rows])
         for name, rows in sorted(groups.items())
     }
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """Return the MAEs of `errors` for people, e.g. ``["E 1.20 meV/atom", ...]``."""
+    shown = {
+        "energy_mae_mev_per_atom": "E {:.2f} meV/atom",
+        "forces_mae_mev_per_angstrom": "F {:.2f} meV/Å",
+        "stress_mae_mev_per_angstrom3": "S {:.2f} meV/Å^3",
+    }
+    return [text.format(result[key]) for key, text in shown.items() if key in result]

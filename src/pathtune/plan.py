@@ -359,8 +359,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     say(f"data: {', '.join(sizes)} frames; {_listing(counts)}; keys {keys}")
     shifts = ", ".join(f"{e} {v:+.4f}" for e, v in plan.references.shifts.items())
     say(f"reference energies ({config.reference_energies}), shift in eV: {shifts}")
-    say(f"zero-shot, raw:           {_errors_line(plan.zero_shot_raw)}")
-    say(f"zero-shot, shifted:       {_errors_line(plan.zero_shot)}")
+    say(f"zero-shot MAE, raw:     {', '.join(metrics.summary(plan.zero_shot_raw))}")
+    say(f"zero-shot MAE, shifted: {', '.join(metrics.summary(plan.zero_shot))}")
     percent = 100 * plan.delta.alive / backend.total_parameters
     say(
         f"model: {backend.model_name} ({backend.name}), {backend.total_parameters} "
@@ -373,18 +373,6 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"training: {config.max_steps} steps, batch {config.batch_size}, seed "
         f"{config.seed}, {config.dtype} on {backend.device}"
     )
-
-
-def _errors_line(errors: Mapping[str, Any]) -> str:
-    parts = []
-    for key, unit in (
-        ("energy_mae_mev_per_atom", "meV/atom"),
-        ("forces_mae_mev_per_angstrom", "meV/Å"),
-        ("stress_mae_mev_per_angstrom3", "meV/Å^3"),
-    ):
-        if key in errors:
-            parts.append(f"{key.partition('_')[0]} MAE {errors[key]:.2f} {unit}")
-    return ", ".join(parts)
 
 
 def _listing(counts: Mapping[Property, int]) -> str:

@@ -286,4 +286,4 @@ def test_no_file_names_a_machine_path_or_a_registry():
 def test_a_machine_path_would_be_found():
     assert found_forbidden("see " + "/".join(("", "home", "me", "train.xyz")))
     assert found_forbidden("https://" + ".".join(("pypi", "org")) + "/simple")
-    assert not found_forbidden("examples/work/train.xyz and {tmp_path}/work/x")
+    assert not found_forbidden("examples/home/train.xyz and {tmp_path}/home/x")

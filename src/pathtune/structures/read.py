@@ -7,7 +7,7 @@ import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +72,6 @@ def read(
     path: str | os.PathLike[str],
     *,
     keys: Mapping[Property, str] | None = None,
-    require: Collection[Property] = (),
     allow_unlabelled: bool = False,
 ) -> list[Structure]:
     """Read every frame of a file and the labels it carries.
@@ -92,8 +91,6 @@ def read(
         VASP ``OUTCAR`` or ``vasprun.xml``.
     keys
         Keys of ``info`` or ``arrays`` to use instead of the search, by property.
-    require
-        Properties that at least one frame must have.
     allow_unlabelled
         Accept a file without any label, e.g. to predict on it.
 
@@ -105,13 +102,13 @@ def read(
     Raises
     ------
     UsageError
-        If `keys` or `require` names a property that does not exist.
+        If `keys` names a property that does not exist.
     PathtuneError
         If the file cannot be read, holds no structure or no label, lacks a key named
-        by the user or a required property, or has a label that cannot be one.
+        by the user, or has a label that cannot be one.
     """
     path, keys = Path(path), dict(keys or {})
-    for name in (*keys, *require):
+    for name in keys:
         if name not in PROPERTIES:
             raise UsageError(unknown("property", name, PROPERTIES))
     frames = _frames(path)
@@ -121,7 +118,7 @@ def read(
         key = keys.get(name) or _search(frames, name)
         if key and any(key in _sources(a) for a in frames):
             chosen[name] = key
-        elif name in keys or name in require:
+        elif name in keys:
             raise PathtuneError(_missing(path, name, keys.get(name), found))
     if not chosen and not allow_unlabelled:
         raise PathtuneError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from pathtune.errors import PathtuneError
@@ -32,12 +32,7 @@ class StopSignals:
                 self._previous[signum] = signal.signal(signum, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Put the previous handlers back."""
         self._restore()
 

@@ -6,7 +6,6 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.progress import (
 
 from pathtune import files
 from pathtune.errors import PathtuneError, UsageError
+from pathtune.metrics import summary
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -85,12 +85,7 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Remove the bar and close the loggers."""
         self._progress.stop()
         for writer in self._writers:
@@ -114,24 +109,15 @@ class RunLog:
                 f"cannot write {self._path}: {error.strerror}; make room and go on "
                 "with --resume"
             ) from error
-        valid, sparsity = record["valid"], record["sparsity"]
         parts = [f"step {record['step']:>6}"]
         if record["train_loss"] is not None:
             parts.append(f"loss {record['train_loss']:.4f}")
         parts.append(f"valid loss {record['valid_loss']:.4f}")
-        for key, unit in (
-            ("energy_mae_mev_per_atom", "meV/atom"),
-            ("forces_mae_mev_per_angstrom", "meV/Å"),
-            ("stress_mae_mev_per_angstrom3", "meV/Å^3"),
-        ):
-            if key in valid:
-                parts.append(f"{key[0].upper()} {valid[key]:.2f} {unit}")
-        percent = 100 * (1 - sparsity["total_sparsity"])
-        parts.append(f"{percent:.2f} % updated")
-        if record["best"]:
-            parts.append("best")
-        self.say("  ".join(parts))
-        self._progress.update(self._task, status="  ".join(parts[2:-1]))
+        percent = 100 * (1 - record["sparsity"]["total_sparsity"])
+        status = [*summary(record["valid"]), f"{percent:.2f} % updated"]
+        best = ["best"] if record["best"] else []
+        self.say("  ".join([*parts, *status, *best]))
+        self._progress.update(self._task, status="  ".join(status))
         for writer in self._writers:
             writer.write(flatten(record), record["step"])
 
