@@ -106,7 +106,8 @@ def _wait(process: subprocess.Popen, ready, limit: float = 120.0) -> None:
 def test_killed_again_and_again(start, finished, cli, tmp_path):
     """SIGKILL at random moments, twice in a row, then on to the end."""
     line, output = start
-    line[line.index("--max-steps") + 1] = 40
+    # Long enough that no machine finishes between two looks at the log.
+    line[line.index("--max-steps") + 1] = 150
     whole = Run(tmp_path / "whole", finished.model, *[""] * 3)
     assert cli(*line, "--output", whole.folder).code == 0
     chance = random.Random(0)
@@ -118,7 +119,7 @@ def test_killed_again_and_again(start, finished, cli, tmp_path):
         # Lines after the checkpoint are dropped first, so wait for one more than all.
         seen = _lines(output / "metrics.jsonl")
         _wait(process, lambda n=seen: _lines(output / "metrics.jsonl") > n)
-        time.sleep(chance.uniform(0.0, 0.5))
+        time.sleep(chance.uniform(0.0, 0.2))
         process.kill()
         assert process.wait() == -signal.SIGKILL, "the run was too fast to be killed"
         assert not (output / "metrics.json").exists()
@@ -157,7 +158,8 @@ loop.training_step = training_step
 def test_a_real_ctrl_c(finished, start, cli):
     """A signal from outside, at whatever step it meets."""
     line, output = start
-    line[line.index("--max-steps") + 1] = 4000
+    # Long enough that no machine finishes between two looks at the log.
+    line[line.index("--max-steps") + 1] = 15000
     process = subprocess.Popen(
         command(*line), env=environment(), stderr=subprocess.PIPE, text=True
     )
