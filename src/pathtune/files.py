@@ -18,7 +18,7 @@ from pathtune.errors import PathtuneError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` that becomes `path` on success.
 
-    The temporary file keeps the suffix of `path` (vendors look at it), is flushed
+    The temporary file's name ends like that of `path` (vendors look at the suffix), is flushed
     to the disk before the rename, and is removed when anything goes wrong.
 
     Raises
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
+            prefix=".", suffix=f".{path.name}", dir=path.parent
         )
     except FileExistsError as error:
         raise PathtuneError(

@@ -84,11 +84,11 @@ def _backend_of(model: str) -> type[Backend]:
     path = Path(model)
     if path.exists():
         for backend in backends:
-            if path.suffix in backend.suffixes:
+            if path.name.endswith(backend.suffixes):
                 return backend
         suffixes = ", ".join(s for b in backends for s in b.suffixes)
         raise UsageError(
-            f"{model}: the suffix {path.suffix!r} belongs to no backend ({suffixes})"
+            f"{model}: the name ends in none of the backends' suffixes ({suffixes})"
         )
     raise UsageError(f"{unknown('model', model, known)} Or give a checkpoint file")
 

@@ -67,7 +67,7 @@ def merge(
         options.setdefault("device", "cpu")
     backend, loaded = load_with_delta(model, delta, **options)
     assert loaded is not None
-    if output.suffix not in backend.suffixes:
+    if not output.name.endswith(backend.suffixes):
         raise UsageError(
             f"{output}: {backend.name} files end in {' or '.join(backend.suffixes)}"
         )
