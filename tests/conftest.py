@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 
@@ -13,20 +12,35 @@ import numpy as np
 import pytest
 import torch
 
+from pathtune import discovery
+
 ROOT = Path(__file__).parents[1]
-HAS_SEVENNET = importlib.util.find_spec("sevenn") is not None
 
 
 def pytest_collection_modifyitems(items):
-    skip = pytest.mark.skip(reason="the sevennet extra is not installed")
+    missing = [
+        name
+        for name in discovery.names("backends")
+        if not discovery.load("backends", name).Backend.is_installed()
+    ]
     for item in items:
-        if item.get_closest_marker("sevennet") and not HAS_SEVENNET:
-            item.add_marker(skip)
+        for name in missing:
+            if item.get_closest_marker(name):
+                reason = f"the {name} extra is not installed"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_trust_list(tmp_path_factory):
+    """No fixture reads or writes the user's own list of trusted checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATHTUNE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(autouse=True)
 def private_trust_list(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's own list of trusted checkpoints."""
+    """No test reads or writes the list of another one."""
     monkeypatch.setenv("PATHTUNE_HOME", str(tmp_path_factory.mktemp("home")))
 
 

@@ -1,0 +1,89 @@
+"""One record for each family: what the contract tests need to know about it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pathtune.backends.base import undisturbed
+from tests.conftest import ROOT
+
+MODELS = ROOT / "examples" / "models"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of potentials as its contract tests see it.
+
+    Parameters
+    ----------
+    model
+        A pre-trained model: a released name, or a file of this repository.
+    suffix
+        Of its merged files.
+    calculator
+        File -> the vendor's ASE calculator, made as the vendor's docs say. A released
+        name is passed where `model` is one.
+    broken
+        Context in which a loaded backend's model is not equivariant any more.
+    predicts_molecules
+        Whether the vendor's calculator takes structures without a cell.
+    precision
+        In which symmetry is tested: float64 where the family allows it.
+    """
+
+    model: str
+    suffix: str
+    calculator: Callable[[str], Any]
+    broken: Callable[[Any], contextlib.AbstractContextManager[None]]
+    predicts_molecules: bool = True
+    precision: str = "float64"
+
+
+@contextlib.contextmanager
+def _component_wise(module: torch.nn.Module, pick: Callable[[Any], Any]) -> Iterator:
+    """Scale a layer's output component by component, as no path weight could."""
+
+    def hook(_module, _args, output):
+        features = pick(output)
+        scale = 1 + 0.1 * torch.linspace(-1, 1, features.shape[-1])
+        features.mul_(scale.to(features))
+        return output
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _vendor(module: str, name: str) -> Any:
+    """Import something of the vendor's, without its warnings and side effects."""
+    with undisturbed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(importlib.import_module(module), name)
+
+
+def _sevennet(model: str) -> Any:
+    calculator = _vendor("sevenn.calculator", "SevenNetCalculator")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return calculator(model, device="cpu")
+
+
+FAMILIES: dict[str, Family] = {
+    "sevennet": Family(
+        model="7net-0",
+        suffix=".pth",
+        calculator=_sevennet,
+        broken=lambda backend: _component_wise(
+            backend.model._modules["1_self_interaction_2"], lambda data: data["x"]
+        ),
+    ),
+}
