@@ -1,7 +1,8 @@
 # Needs Python 3.10 or newer and make; everything else is installed into .venv.
 #
 #   make demo   fine-tune SevenNet-0 on the ethylene carbonate example
-#   make test   lint, types, all tests, and the core's tests without any backend
+#   make test   lint, types, and all tests in three environments: SevenNet, NequIP and
+#               CHGNet; MACE, which cannot share theirs; and none of them
 #   make lint   lint and types alone
 #   make clean  remove the environments, caches and the demo's run folder
 
@@ -22,7 +23,13 @@ all: test
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) torch
-	.venv/bin/python $(PIP) -e ".[sevennet,dev]"
+	.venv/bin/python $(PIP) -e ".[sevennet,nequip,chgnet,dev]"
+	touch $@
+
+.venv-mace/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-mace
+	.venv-mace/bin/python $(PIP) torch
+	.venv-mace/bin/python $(PIP) -e ".[mace,dev]"
 	touch $@
 
 .venv-core/installed: pyproject.toml constraints.txt
@@ -35,7 +42,7 @@ all: test
 demo: .venv/installed
 	$(THREADS) .venv/bin/pathtune finetune $(EXAMPLE) --output demo-run --resume
 
-test: lint test-all test-core
+test: lint test-all test-mace test-core
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -45,13 +52,16 @@ lint: .venv/installed
 test-all: .venv/installed
 	$(THREADS) .venv/bin/python $(PYTEST)
 
+test-mace: .venv-mace/installed
+	$(THREADS) .venv-mace/bin/python $(PYTEST) tests/backends tests/contract tests/e2e
+
 # The same unit tests where no backend can be imported.
 test-core: .venv-core/installed
 	.venv-core/bin/python -c "from importlib.util import find_spec as f; \
-	assert not any(map(f, ['sevenn', 'e3nn'])), 'a backend is installed'"
+	assert not any(map(f, ['sevenn', 'mace', 'nequip', 'chgnet', 'e3nn'])), 'a backend is installed'"
 	$(THREADS) .venv-core/bin/python $(PYTEST) tests/unit tests/meta
 
 clean:
-	rm -rf .venv .venv-core demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-mace .venv-core demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all demo test lint test-all test-core clean
+.PHONY: all demo test lint test-all test-mace test-core clean
