@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pathtune.errors import PathtuneError, UsageError, unknown
+from pathtune.paths import Path as IrrepsPath
 from pathtune.paths import PathWeight
 from pathtune.properties import Property
 
@@ -214,6 +215,46 @@ class Backend(ABC):
     def total_parameters(self) -> int:
         """Number of elements of all named parameters."""
         return sum(p.numel() for p in self.model.parameters())
+
+
+def instruction_paths(
+    module: nn.Module, element_axis: int | None = None
+) -> tuple[IrrepsPath, ...]:
+    """Return the paths of an e3nn layer, in the order of its flat weight.
+
+    Parameters
+    ----------
+    module
+        An ``o3.Linear``, whose blocks are (mul_in, mul_out), or an ``o3.TensorProduct``
+        with internal weights; for a fully connected one the blocks are (mul_1, mul_2,
+        mul_out), and `Path.irrep_in` is that of the first input.
+    element_axis
+        Axis of each block that runs over the element table.
+    """
+    layer: Any = module
+    is_linear = hasattr(layer, "irreps_in")
+    irreps_in = layer.irreps_in if is_linear else layer.irreps_in1
+    paths = []
+    start = 0
+    for instruction in layer.instructions:
+        i_in = instruction.i_in if is_linear else instruction.i_in1
+        has_weight = i_in >= 0 if is_linear else instruction.has_weight
+        if not has_weight:
+            continue
+        shape = tuple(instruction.path_shape)
+        stop = start + int(np.prod(shape))
+        paths.append(
+            IrrepsPath(
+                start,
+                stop,
+                shape,
+                str(irreps_in[i_in].ir),
+                str(layer.irreps_out[instruction.i_out].ir),
+                element_axis=element_axis,
+            )
+        )
+        start = stop
+    return tuple(paths)
 
 
 def require_elements(backend: Backend, symbols: Collection[str]) -> None:

@@ -7,6 +7,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,12 @@ from torch import Tensor
 
 from pathtune import files, trust
 from pathtune.backends.base import Backend as Contract
-from pathtune.backends.base import ModelInfo, pick_head, undisturbed
+from pathtune.backends.base import (
+    ModelInfo,
+    instruction_paths,
+    pick_head,
+    undisturbed,
+)
 from pathtune.errors import PathtuneError, UsageError
 from pathtune.paths import Kind, PathWeight, Role
 from pathtune.paths import Path as IrrepsPath
@@ -362,41 +368,22 @@ class Backend(Contract):
         )
 
     def _irreps_paths(self, module: Any, block: str) -> tuple[IrrepsPath, ...]:
-        """Return the paths of e3nn's own instructions, in the order of the weight.
-
-        A flat block is (mul_in, mul_out) in an o3.Linear and (mul_1, n_elements,
-        mul_out) in a FullyConnectedTensorProduct with the species.
-        """
+        """Return the paths of a layer; the species enter as an input irrep."""
         from e3nn import o3
 
-        is_linear = isinstance(module, o3.Linear)
-        irreps_in = module.irreps_in if is_linear else module.irreps_in1
-        element_axis = 0 if block == "onehot_to_feature_x" else None
+        if not isinstance(module, o3.Linear):
+            return instruction_paths(module, element_axis=1)
+        axis = 0 if block == "onehot_to_feature_x" else None
+        paths = instruction_paths(module, element_axis=axis)
+        if getattr(self.model._modules[block], "num_modalities", 0) <= 1:
+            return paths
         # The vendor appends the one-hot modality as the last input irrep.
-        by_head = getattr(self.model._modules[block], "num_modalities", 0) > 1
-        paths = []
-        start = 0
-        for instruction in module.instructions:
-            i_in = instruction.i_in if is_linear else instruction.i_in1
-            has_weight = i_in >= 0 if is_linear else instruction.has_weight
-            if not has_weight:
-                continue
-            shape = tuple(instruction.path_shape)
-            stop = start + int(np.prod(shape))
-            is_head = is_linear and by_head and i_in == len(irreps_in) - 1
-            paths.append(
-                IrrepsPath(
-                    start,
-                    stop,
-                    shape,
-                    str(irreps_in[i_in].ir),
-                    str(module.irreps_out[instruction.i_out].ir),
-                    element_axis=element_axis if is_linear else 1,
-                    head_axis=0 if is_head else None,
-                )
-            )
-            start = stop
-        return tuple(paths)
+        last = len(module.irreps_in) - 1
+        weighted = [i for i in module.instructions if i.i_in >= 0]
+        return tuple(
+            replace(path, head_axis=0 if instruction.i_in == last else None)
+            for path, instruction in zip(paths, weighted, strict=True)
+        )
 
     def stored_weights(self) -> Mapping[str, Tensor]:
         """Every named parameter as the checkpoint has it (float32, CPU)."""
