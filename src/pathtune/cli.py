@@ -300,7 +300,9 @@ def _print_results(folder: Path, result: Mapping[str, Any]) -> None:
         if key in result["zero_shot"] and key != "n_structures":
             base, tuned = result["zero_shot"][key], result[split][key]
             gain = base / tuned if tuned else float("inf")
-            rows.append([key, f"{base:.2f}", f"{tuned:.2f}", f"{gain:.1f}x"])
+            digits = 3 if key.endswith("mu_b") else 2
+            numbers = [f"{value:.{digits}f}" for value in (base, tuned)]
+            rows.append([key, *numbers, f"{gain:.1f}x"])
     n = result[split]["n_structures"]
     columns = ["error", "zero-shot", "tuned", "better by"]
     _table(f"{split}: {n} structures", columns, rows)

@@ -46,10 +46,12 @@ class RunConfig(BaseModel):
         estimated, foundation, isolated, average, or a JSON/YAML file.
     energy_key, forces_key, stress_key, magmoms_key
         Keys of the labels, where they are not the usual ones.
-    energy_weight, forces_weight, stress_weight
-        Weights of the loss terms.
+    energy_weight, forces_weight, stress_weight, magmoms_weight
+        Weights of the loss terms. What has no label, or what the model does not
+        predict, is not trained whatever its weight. Moments count as much as energies
+        (in μ_B and eV/atom) and a tenth of the forces, as in CHGNet's own training.
     huber_delta
-        Width of the Huber loss (eV/atom, eV/Å, eV/Å^3).
+        Width of the Huber loss (eV/atom, eV/Å, eV/Å^3, μ_B).
     clip_grad_norm
         Largest norm of the gradient of a step.
     warmup_fraction
@@ -91,6 +93,7 @@ class RunConfig(BaseModel):
     energy_weight: float = Field(1.0, ge=0)
     forces_weight: float = Field(10.0, ge=0)
     stress_weight: float = Field(10.0, ge=0)
+    magmoms_weight: float = Field(1.0, ge=0)
     huber_delta: float = Field(0.01, gt=0)
     clip_grad_norm: float = Field(10.0, gt=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
@@ -119,6 +122,7 @@ class RunConfig(BaseModel):
             "energy": self.energy_weight,
             "forces": self.forces_weight,
             "stress": self.stress_weight,
+            "magmoms": self.magmoms_weight,
         }
 
     def to_yaml(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pathtune.deltafile import Change, exact_change
 from pathtune.methods import base as methods
 from pathtune.paths import PathWeight, alive_entries
+from pathtune.properties import PROPERTIES, Property
 
 
 class Delta(nn.Module):
@@ -118,6 +119,7 @@ def build(
     elements: Sequence[str],
     head: str | None,
     seed: int,
+    properties: Sequence[Property] = PROPERTIES,
 ) -> Delta:
     """Build the delta of a run: selection, alive entries, method.
 
@@ -139,8 +141,10 @@ def build(
         Active head of the model.
     seed
         Seed of the method's initial values.
+    properties
+        What is trained.
     """
-    alive = alive_entries(path_weights, selection, elements, head)
+    alive = alive_entries(path_weights, selection, elements, head, properties)
     targets = [
         methods.Target(w, np.asarray(alive[w.name]))
         for w in path_weights

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pathtune.errors import UsageError, unknown
+from pathtune.properties import PROPERTIES, Property
 
 Kind = Literal["linear", "fctp", "contraction", "radial", "scale_shift", "other"]
 Role = Literal["embedding", "interaction", "readout"]
@@ -42,7 +43,8 @@ class Path:
     element_axis
         Axis of `shape` that runs over the element table, or None.
     head_axis
-        Axis of `shape` that runs over the heads (modalities), or None.
+        Axis of `shape` that runs over the heads (modalities), or None; several where
+        channels of each head are mixed with channels of the same head only.
     """
 
     start: int
@@ -51,7 +53,7 @@ class Path:
     irrep_in: str
     irrep_out: str
     element_axis: int | None = None
-    head_axis: int | None = None
+    head_axis: int | tuple[int, ...] | None = None
 
     @property
     def l(self) -> int:  # noqa: E743, the field's name
@@ -82,6 +84,8 @@ class PathWeight:
         Chemical symbols along `Path.element_axis`.
     heads
         Names along `Path.head_axis`.
+    properties
+        Predicted properties that depend on it; () where the model never uses it.
     """
 
     name: str
@@ -92,19 +96,25 @@ class PathWeight:
     paths: tuple[Path, ...] = ()
     elements: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    properties: tuple[Property, ...] = PROPERTIES
 
     @property
     def size(self) -> int:
         """Number of entries."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def alive(self, elements: Iterable[str], head: str | None) -> np.ndarray:
+    def alive(
+        self,
+        elements: Iterable[str],
+        head: str | None,
+        properties: Iterable[Property] = PROPERTIES,
+    ) -> np.ndarray:
         """Return which entries can receive a gradient; bool, shape (size,).
 
-        An entry that belongs to an element absent from the training data, or to
-        another head, cannot.
+        An entry that belongs to an element absent from the training data, to another
+        head, or to a property that is not trained, cannot.
         """
-        mask = np.ones(self.size, dtype=bool)
+        mask = np.full(self.size, not set(self.properties).isdisjoint(properties))
         present = set(elements)
         for path in self.paths:
             block = mask[path.start : path.stop].reshape(path.shape)
@@ -113,7 +123,8 @@ class PathWeight:
                 np.moveaxis(block, path.element_axis, 0)[absent] = False
             if path.head_axis is not None:
                 other = [h != head for h in self.heads]
-                np.moveaxis(block, path.head_axis, 0)[other] = False
+                for axis in np.atleast_1d(path.head_axis):
+                    np.moveaxis(block, int(axis), 0)[other] = False
         return mask
 
     def describe(self) -> dict[str, Any]:
@@ -212,6 +223,7 @@ def alive_entries(
     selection: str,
     elements: Iterable[str],
     head: str | None,
+    properties: Iterable[Property] = PROPERTIES,
 ) -> Mapping[str, np.ndarray]:
     """Return the flat indices of selected entries that can receive a gradient.
 
@@ -226,16 +238,16 @@ def alive_entries(
     UsageError
         If nothing is left to train.
     """
-    elements = tuple(elements)
+    elements, properties = tuple(elements), tuple(properties)
     by_name = {w.name: w for w in weights}
     indices = {
-        name: np.flatnonzero(mask & by_name[name].alive(elements, head))
+        name: np.flatnonzero(mask & by_name[name].alive(elements, head, properties))
         for name, mask in select(weights, selection).items()
     }
     indices = {name: i for name, i in indices.items() if i.size}
     if not indices:
         raise UsageError(
             f"selection {selection!r} leaves nothing to train: every entry belongs to "
-            "elements or heads that the training data do not reach"
+            "elements, heads or properties that the training data do not reach"
         )
     return indices

@@ -8,20 +8,28 @@ forces     (n_atoms, 3)          eV/Å       -dE/dR
 stress     (6,)                  eV/Å^3     (1/V) dE/dε, ASE sign (tension positive) and
                                             Voigt order xx, yy, zz, yz, xz, xy
 magmoms    (n_atoms,) or         μ_B        atomic magnetic moments; scalars are
-           (n_atoms, 3)                     collinear moments along z
+           (n_atoms, 3)                     collinear moments along z. NaN where an
+                                            atom has no label
 =========  ====================  =========  ===========================================
+
+A model that predicts one number for an atom predicts the magnitude of its moment
+(CHGNet): labels are then compared by their magnitudes, see `moments_as_predicted`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from torch import Tensor
+
+# Arrays of NumPy or PyTorch.
+A = TypeVar("A", "np.ndarray[Any, Any]", "Tensor")
 
 Property = Literal["energy", "forces", "stress", "magmoms"]
 PROPERTIES: tuple[Property, ...] = get_args(Property)
@@ -79,6 +87,33 @@ class Structure:
     def term_weight(self, name: Property) -> float:
         """Weight of label `name` in the loss: the configuration's times its own."""
         return self.weight * self.property_weights.get(name, 1.0)
+
+
+def moment_vectors(magmoms: np.ndarray) -> np.ndarray:
+    """Return moments as vectors, (n_atoms, 3) μ_B; scalars point along z."""
+    if magmoms.ndim == 2:
+        return magmoms
+    return magmoms[:, None] * np.array([0.0, 0.0, 1.0])
+
+
+def moments_as_predicted(vectors: A, predicted: A) -> A:
+    """Return labels in the form in which a model predicts moments.
+
+    Parameters
+    ----------
+    vectors
+        Labels as vectors, (n_atoms, 3) μ_B.
+    predicted
+        (n_atoms, 3), or (n_atoms,) magnitudes.
+
+    Returns
+    -------
+    array
+        The vectors, or their magnitudes; the shape of `predicted`.
+    """
+    if predicted.ndim == 2:
+        return vectors
+    return (vectors**2).sum(-1) ** 0.5
 
 
 Prediction = Mapping[Property, "np.ndarray[Any, Any]"]

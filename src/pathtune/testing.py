@@ -109,6 +109,7 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     """
     method = discovery.load("methods", name)
     config = method.Config()
+    properties: list[Property] = ["energy", "forces"]
     elements = sorted(set(structure.atoms.symbols))
     named = dict(backend.model.named_parameters())
     records = {w.name: w for w in backend.path_weights()}
@@ -122,6 +123,7 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
         elements=elements,
         head=backend.head,
         seed=0,
+        properties=properties,
     )
     starts_at_base = all(torch.equal(w, named[n]) for n, w in delta().items())
     _check(starts_at_base == delta.change.is_zero_at_start, "start is not as declared")
@@ -131,7 +133,6 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     )
 
     opt = optimizer.build(delta.change.param_groups(), 0)
-    properties: list[Property] = ["energy", "forces"]
     batch = backend.batch([backend.graph(structure.atoms)])
     base = {n: p.clone() for n, p in named.items()}
     for _ in range(3):
@@ -159,7 +160,7 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     _check(bool(changes), "training changed nothing")
     for name_, weight in functional.items():
         record = records[name_]
-        dead = ~torch.from_numpy(record.alive(elements, backend.head))
+        dead = ~torch.from_numpy(record.alive(elements, backend.head, properties))
         same = weight.flatten()[dead] == named[name_].flatten()[dead]
         _check(bool(same.all()), f"{name_}: an entry that cannot be trained moved")
     saved = DeltaFile(changes, {}, {"base": fingerprint(stored)})

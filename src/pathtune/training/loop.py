@@ -294,5 +294,6 @@ def _stack(
     stacked: dict[Property, Tensor] = {}
     for name in properties:
         rows = [torch.as_tensor(p.get(name, absent)) for p in predictions]
-        stacked[name] = torch.cat(rows) if name == "forces" else torch.stack(rows)
+        by_atom = name in ("forces", "magmoms")
+        stacked[name] = torch.cat(rows) if by_atom else torch.stack(rows)
     return stacked

@@ -1,4 +1,4 @@
-"""The loss: Huber on energy per atom, forces and stress, missing labels masked."""
+"""The loss: Huber on energy per atom, forces, stress, moments; missing ones masked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from pathtune.properties import Property, Structure
+from pathtune.properties import (
+    Property,
+    Structure,
+    moment_vectors,
+    moments_as_predicted,
+)
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,11 @@ class Labels:
         (n_atoms_total, 3) eV/Å.
     stress
         (n_structures, 6) eV/Å^3.
+    magmoms
+        (n_atoms_total, 3) μ_B.
     energy_weight, stress_weight
         (n_structures,).
-    forces_weight
+    forces_weight, magmoms_weight
         (n_atoms_total,).
     """
 
@@ -37,9 +44,11 @@ class Labels:
     n_atoms: Tensor
     forces: Tensor
     stress: Tensor
+    magmoms: Tensor
     energy_weight: Tensor
     forces_weight: Tensor
     stress_weight: Tensor
+    magmoms_weight: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Labels:
         """Move all tensors."""
@@ -62,6 +71,9 @@ def labels_of(structure: Structure, shifts: Mapping[str, float]) -> Labels:
     energy, energy_weight = get("energy", ())
     forces, forces_weight = get("forces", (n, 3))
     stress, stress_weight = get("stress", (6,))
+    magmoms, magmoms_weight = get("magmoms", (n, 3))
+    magmoms = moment_vectors(magmoms)
+    has_moment = np.isfinite(magmoms).all(axis=1)
     symbols = structure.atoms.get_chemical_symbols()
     energy = energy - sum(shifts.get(symbol, 0.0) for symbol in symbols)
     arrays = (
@@ -69,9 +81,11 @@ def labels_of(structure: Structure, shifts: Mapping[str, float]) -> Labels:
         np.array([n]),
         forces,
         stress.reshape(1, 6),
+        np.where(has_moment[:, None], magmoms, 0.0),
         np.array([energy_weight]),
         np.full(n, forces_weight),
         np.array([stress_weight]),
+        magmoms_weight * has_moment,
     )
     return Labels(*(torch.from_numpy(np.asarray(a, dtype=float)) for a in arrays))
 
@@ -104,7 +118,7 @@ def loss_terms(
     labels
         Of the same batch.
     delta
-        Width of the Huber loss, in eV/atom, eV/Å and eV/Å^3.
+        Width of the Huber loss, in eV/atom, eV/Å, eV/Å^3 and μ_B.
     """
     terms: dict[Property, Tensor] = {}
     if "energy" in predicted:
@@ -120,4 +134,8 @@ def loss_terms(
         difference = difference[labels.stress_weight > 0]
         weight = labels.stress_weight[labels.stress_weight > 0]
         terms["stress"] = _term(difference, weight, delta)
+    if "magmoms" in predicted:
+        moments = moments_as_predicted(labels.magmoms, predicted["magmoms"])
+        difference = predicted["magmoms"] - moments
+        terms["magmoms"] = _term(difference, labels.magmoms_weight, delta)
     return terms
