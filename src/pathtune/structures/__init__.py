@@ -13,15 +13,17 @@ from pathtune.structures.reference_energies import (
     estimate,
     foundation,
     from_file,
-    is_lone_atom,
     isolated,
 )
 from pathtune.structures.split import split_validation
+from pathtune.structures.store import take
+from pathtune.structures.survey import Survey, is_lone_atom, survey
 
 __all__ = [
     "Finding",
     "ReferenceEnergies",
     "Report",
+    "Survey",
     "average",
     "check",
     "estimate",
@@ -34,5 +36,7 @@ __all__ = [
     "read",
     "require_cells",
     "split_validation",
+    "survey",
+    "take",
     "write_predictions",
 ]

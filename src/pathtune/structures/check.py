@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from ase.neighborlist import neighbor_list
 
 from pathtune.errors import PathtuneError
 from pathtune.properties import Prediction, Property, Structure
-from pathtune.structures.read import label_counts
+from pathtune.structures.survey import Survey, directions, survey
 from pathtune.structures.units import (
     inconsistent_units,
     is_per_atom,
@@ -31,6 +31,7 @@ _DUPLICATE = 1e-6  # Å
 _LEAK = 1e-4  # Å
 _OVERLAP = 0.3  # Å
 _SMALL = 400  # atoms up to which all pairs are compared at once
+_SAMPLE, _RUN = 2000, 50  # structures whose units are looked at, in runs this long
 _ABSURD_FORCE, _LARGE_FORCE = 100.0, 30.0  # eV/Å
 _LARGE_STRESS = 1.0  # eV/Å^3, 160 GPa
 _LARGE_NET_FORCE, _NET_FORCE = 0.05, 0.002  # eV/Å per atom
@@ -120,23 +121,38 @@ def check(
         raise ValueError(
             f"{len(predictions)} predictions for {len(structures)} structures"
         )
+    table = survey(structures)
+    chosen = sample(len(structures))
     findings = [
-        *_labels(structures),
-        *_units(structures, predictions or [{} for _ in structures]),
-        *_geometry(structures),
-        *_values(structures),
+        *_labels(table),
+        *_units(
+            [structures[i] for i in chosen],
+            [predictions[i] if predictions else {} for i in chosen],
+        ),
+        *_frames(structures, table),
         *_repeats(structures, against or ()),
     ]
-    present = sorted({int(z) for s in structures for z in s.atoms.numbers})
     if elements is not None:
-        findings += _foreign(structures, present, elements)
+        findings += _foreign(table, elements)
     order: tuple[Severity, ...] = ("error", "warning", "note")
     return Report(
         findings=tuple(sorted(findings, key=lambda f: order.index(f.severity))),
-        counts=label_counts(structures),
-        elements=tuple(chemical_symbols[z] for z in present),
+        counts=table.counts,
+        elements=table.elements,
         n_structures=len(structures),
     )
+
+
+def sample(n: int) -> list[int]:
+    """Return the structures whose units are looked at: all, or runs of neighbours.
+
+    Neighbours in a file are often steps of one trajectory, and those are what shows
+    that energies and forces do not belong together.
+    """
+    if n <= _SAMPLE:
+        return list(range(n))
+    starts = np.linspace(0, n - _RUN, _SAMPLE // _RUN).astype(int)
+    return [int(start) + i for start in starts for i in range(_RUN)]
 
 
 def require_cells(structures: Sequence[Structure]) -> None:
@@ -147,26 +163,25 @@ def require_cells(structures: Sequence[Structure]) -> None:
     PathtuneError
         Naming the first such frame.
     """
-    for structure in structures:
-        if _is_degenerate(structure):
-            raise PathtuneError(
-                f"{structure.source}: a periodic direction has no cell vector, or the "
-                "cell has no volume; give the cell or switch pbc off"
-            )
+    for i in np.flatnonzero(survey(structures).is_degenerate)[:1]:
+        raise PathtuneError(
+            f"{structures[int(i)].source}: a periodic direction has no cell vector, or "
+            "the cell has no volume; give the cell or switch pbc off"
+        )
 
 
-def _labels(structures: Sequence[Structure]) -> Iterator[Finding]:
-    counts = label_counts(structures)
+def _labels(table: Survey) -> Iterator[Finding]:
+    counts = table.counts
     if not any(counts.values()):
         yield Finding(
             "error", "no-labels", "no structure has a label; name the keys of the file"
         )
     for name, count in counts.items():
-        if 0 < count < len(structures):
+        if 0 < count < len(table):
             yield Finding(
                 "note",
                 "partial-labels",
-                f"{count} of {len(structures)} structures have {name}; the others do "
+                f"{count} of {len(table)} structures have {name}; the others do "
                 f"not enter the {name} loss",
             )
 
@@ -202,37 +217,34 @@ def _units(
         )
 
 
-def _geometry(structures: Sequence[Structure]) -> Iterator[Finding]:
-    degenerate = _where(structures, _is_degenerate)
+def _frames(structures: Sequence[Structure], table: Survey) -> Iterator[Finding]:
+    """Look at one structure after the other: geometry, and values out of range."""
+    columns = [
+        _measure(s, degenerate)
+        for s, degenerate in zip(structures, table.is_degenerate, strict=True)
+    ]
+    overlapping, loose, force, stress, magmom, net = np.reshape(columns, (-1, 6)).T
     yield from _report(
-        degenerate,
+        np.flatnonzero(table.is_degenerate).tolist(),
         "error",
         "degenerate-cell",
         "a periodic direction has no cell vector, or the cell has no volume; give the "
         "cell or switch pbc off",
     )
     yield from _report(
-        [
-            i
-            for i in sorted(set(range(len(structures))) - set(degenerate))
-            if _overlaps(structures[i])
-        ],
+        np.flatnonzero(overlapping).tolist(),
         "error",
         "overlapping-atoms",
         f"two atoms are closer than {_OVERLAP} Å; check the units of positions and "
         "cell, or remove the frame",
     )
     yield from _report(
-        _where(structures, lambda s: "stress" in s.labels and not s.atoms.pbc.all()),
+        np.flatnonzero(loose).tolist(),
         "warning",
         "stress-without-periodicity",
         "a stress label on a frame that is not periodic in three directions means "
         "nothing; leave it out or set pbc",
     )
-
-
-def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
-    force = _largest(structures, "forces")
     yield from _report(
         np.flatnonzero(force > _ABSURD_FORCE).tolist(),
         "warning",
@@ -247,7 +259,6 @@ def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
         f"forces above {_LARGE_FORCE:g} eV/Å dominate the loss; check their unit, or "
         "leave the frame out",
     )
-    stress = _largest(structures, "stress")
     yield from _report(
         np.flatnonzero(stress > _LARGE_STRESS).tolist(),
         "warning",
@@ -255,7 +266,6 @@ def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
         f"stress up to {stress.max(initial=0.0):.3g} eV/Å^3, above {_LARGE_STRESS:g} "
         "(160 GPa); check that its unit is not GPa, kbar or eV",
     )
-    magmom = _largest(structures, "magmoms")
     yield from _report(
         np.flatnonzero(magmom > _LARGE_MAGMOM).tolist(),
         "warning",
@@ -263,7 +273,6 @@ def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
         f"magnetic moments up to {magmom.max(initial=0.0):.3g} μ_B, above "
         f"{_LARGE_MAGMOM:g}; check their unit",
     )
-    net = np.array([_net_force(s) for s in structures])
     yield from _report(
         np.flatnonzero(net > _LARGE_NET_FORCE).tolist(),
         "warning",
@@ -283,22 +292,15 @@ def _values(structures: Sequence[Structure]) -> Iterator[Finding]:
 def _repeats(
     structures: Sequence[Structure], against: Sequence[Structure]
 ) -> Iterator[Finding]:
-    n = len(structures)
-    duplicates = sorted({j for _, j in _equal(structures, _DUPLICATE)})
     yield from _report(
-        duplicates,
+        _equal(structures, (), _DUPLICATE),
         "warning",
         "duplicates",
         "the frame repeats an earlier one (same species, cell and positions); remove "
         "it, or it counts twice",
     )
-    leaked = (
-        {i for i, j in _equal([*structures, *against], _LEAK) if i < n <= j}
-        if against
-        else set()
-    )
     yield from _report(
-        sorted(leaked),
+        _equal(structures, against, _LEAK) if against else [],
         "error",
         "leakage",
         "the frame is also in the data it is held against (same species, cell and "
@@ -306,19 +308,18 @@ def _repeats(
     )
 
 
-def _foreign(
-    structures: Sequence[Structure], present: Sequence[int], known: Collection[int]
-) -> Iterator[Finding]:
-    foreign = [z for z in present if z not in known]
-    if foreign:
-        symbols = ", ".join(chemical_symbols[z] for z in foreign)
-        yield from _report(
-            _where(structures, lambda s: bool(np.isin(foreign, s.atoms.numbers).any())),
-            "error",
-            "unknown-elements",
-            f"the base model does not know {symbols}; choose another base model or "
-            "remove the frames",
-        )
+def _foreign(table: Survey, known: Collection[int]) -> Iterator[Finding]:
+    foreign = [z for z in range(1, 119) if z not in known]
+    atoms = table.compositions[:, [z - 1 for z in foreign]]
+    total = atoms[np.unique(table.composition)].sum(axis=0)
+    symbols = [chemical_symbols[z] for z, n in zip(foreign, total, strict=True) if n]
+    yield from _report(
+        np.flatnonzero(atoms.sum(axis=1)[table.composition]).tolist(),
+        "error",
+        "unknown-elements",
+        f"the base model does not know {', '.join(symbols)}; choose another base model "
+        "or remove the frames",
+    )
 
 
 def _report(
@@ -331,33 +332,29 @@ def _report(
         yield Finding(severity, code, where + message, tuple(frames))
 
 
-def _where(
-    structures: Sequence[Structure], claim: Callable[[Structure], bool]
-) -> list[int]:
-    return [i for i, s in enumerate(structures) if claim(s)]
+def _measure(s: Structure, degenerate: bool) -> tuple[float, ...]:
+    """Return overlap, meaningless stress; largest force, stress, moment; net force."""
+    return (
+        not degenerate and _overlaps(s),
+        "stress" in s.labels and not s.atoms.pbc.all(),
+        _largest(s, "forces"),
+        _largest(s, "stress"),
+        _largest(s, "magmoms"),
+        _net_force(s),
+    )
 
 
-def _largest(structures: Sequence[Structure], name: Property) -> np.ndarray:
-    """Return the largest length (stress: component) of a label by structure."""
-
-    def size(s: Structure) -> float:
-        label = np.asarray(s.labels.get(name, 0.0))
-        length = np.linalg.norm(label, axis=-1) if label.ndim == 2 else np.abs(label)
-        return float(np.max(length))
-
-    return np.array([size(s) for s in structures])
+def _largest(s: Structure, name: Property) -> float:
+    """Return the largest length (stress: component) of a label."""
+    label = np.asarray(s.labels.get(name, 0.0))
+    length = np.linalg.norm(label, axis=-1) if label.ndim == 2 else np.abs(label)
+    return float(np.max(length))
 
 
 def _net_force(s: Structure) -> float:
     if "forces" not in s.labels or s.n_atoms < 2:
         return 0.0
     return float(np.linalg.norm(s.labels["forces"].sum(axis=0))) / s.n_atoms
-
-
-def _is_degenerate(s: Structure) -> bool:
-    cell = s.atoms.cell
-    missing = s.atoms.pbc & (np.abs(cell[:]).max(axis=1) == 0)
-    return bool(missing.any() or abs(np.linalg.det(cell.complete())) < 1e-6)
 
 
 def _overlaps(s: Structure) -> bool:
@@ -377,31 +374,52 @@ def _overlaps(s: Structure) -> bool:
 
 
 def _equal(
-    structures: Sequence[Structure], tolerance: float
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of indices, the smaller first, of structures that are equal.
+    structures: Sequence[Structure], against: Sequence[Structure], tolerance: float
+) -> list[int]:
+    """Return the structures that equal one of `against`, or an earlier one.
 
-    Structures with other moments are not equal. A projection on one direction sorts
-    the structures so that only neighbours need comparing.
+    Structures with other moments are not equal. Projections on fixed directions sort
+    the structures so that only neighbours need comparing; the others are not read.
     """
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for i, s in enumerate(structures):
-        groups[s.atoms.numbers.tobytes() + s.atoms.pbc.tobytes()].append(i)
-    for members in groups.values():
-        frames = [structures[i].atoms for i in members]
-        place = np.array([np.vstack([a.positions, a.cell[:]]).ravel() for a in frames])
-        direction = np.cos(np.arange(place.shape[1]))
-        projection = place @ direction
-        order = np.argsort(projection, kind="stable")
-        place, projection = place[order], projection[order]
-        reach = projection + tolerance * np.abs(direction).sum()
-        ends = np.searchsorted(projection, reach, side="right")
-        for k in np.flatnonzero(ends > np.arange(len(order)) + 1):
-            gaps = np.abs(place[k + 1 : ends[k]] - place[k]).max(axis=1)
-            for m in (k + 1 + np.flatnonzero(gaps <= tolerance)).tolist():
-                i, j = sorted((members[order[k]], members[order[m]]))
-                if _same_moments(structures[i], structures[j]):
-                    yield i, j
+    tables = [survey(structures), *([survey(against)] if against else [])]
+    kinds = np.concatenate([table.kinds for table in tables])
+    places = np.concatenate([table.places for table in tables])
+    sizes = np.concatenate([table.n_atoms for table in tables])
+    n = len(structures)
+    order = np.lexsort((places[:, 0], kinds))
+    edges = np.flatnonzero(np.diff(kinds[order], prepend=-1, append=-1))
+    found = np.zeros(len(order), dtype=bool)
+    for start, end in pairwise(edges.tolist()):
+        members = order[start:end]
+        place = places[members]
+        n_atoms = int(sizes[members[0]])
+        reach = tolerance * np.abs(directions(n_atoms)).sum(axis=0)
+        ends = np.searchsorted(place[:, 0], place[:, 0] + reach[0], side="right")
+        for k in np.flatnonzero(ends > np.arange(len(members)) + 1):
+            others = members[k + 1 : ends[k]]
+            first, last = np.minimum(members[k], others), np.maximum(members[k], others)
+            repeat = first if against else last
+            near = np.abs(place[k + 1 : ends[k], 1] - place[k, 1]) <= reach[1]
+            near &= ~found[repeat]
+            if against:
+                near &= (first < n) & (last >= n)
+            for i, j in zip(first[near].tolist(), last[near].tolist(), strict=True):
+                other = structures[j] if j < n else against[j - n]
+                if _is_same(structures[i], other, tolerance):
+                    found[i if against else j] = True
+    return np.flatnonzero(found).tolist()
+
+
+def _is_same(a: Structure, b: Structure, tolerance: float) -> bool:
+    """Tell whether species, cell and positions are equal, and no moments differ."""
+    if not (
+        np.array_equal(a.atoms.numbers, b.atoms.numbers)
+        and np.array_equal(a.atoms.pbc, b.atoms.pbc)
+    ):
+        return False
+    gaps = (a.atoms.positions - b.atoms.positions, a.atoms.cell[:] - b.atoms.cell[:])
+    near = max(float(np.abs(gap).max()) for gap in gaps) <= tolerance
+    return near and _same_moments(a, b)
 
 
 def _same_moments(a: Structure, b: Structure) -> bool:

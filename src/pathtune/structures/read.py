@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,12 @@ from pathtune.properties import (
     Property,
     Structure,
 )
+from pathtune.structures.store import Lazy, Store, open_frames, row_atoms
+from pathtune.structures.survey import survey
+
+# Size of a file (MiB) above which its structures are not kept in memory. Their graphs
+# take ten to fifty times as much.
+STREAM_ABOVE = 64
 
 # What ASE's readers raise for a file that is not what its name says: XML parse
 # errors are SyntaxErrors, a header without atoms ends in a RuntimeError.
@@ -73,7 +79,8 @@ def read(
     *,
     keys: Mapping[Property, str] | None = None,
     allow_unlabelled: bool = False,
-) -> list[Structure]:
+    stream_above: float = STREAM_ABOVE,
+) -> Sequence[Structure]:
     """Read every frame of a file and the labels it carries.
 
     For each property one key is chosen for the whole file, so that two levels of
@@ -93,11 +100,15 @@ def read(
         Keys of ``info`` or ``arrays`` to use instead of the search, by property.
     allow_unlabelled
         Accept a file without any label, e.g. to predict on it.
+    stream_above
+        Size (MiB) above which the structures of an extended XYZ file or an ASE
+        database stay in the file and are read each time they are asked for.
 
     Returns
     -------
-    list of Structure
-        In file order; units and shapes as in `pathtune.properties`.
+    sequence of Structure
+        In file order; units and shapes as in `pathtune.properties`. A list, or a
+        `Store` where the structures stay in the file.
 
     Raises
     ------
@@ -111,12 +122,13 @@ def read(
     for name in keys:
         if name not in PROPERTIES:
             raise UsageError(unknown("property", name, PROPERTIES))
-    frames = _frames(path)
-    found = sorted(set().union(*(_sources(a) for a in frames)) - _GEOMETRY)
+    frames = _frames(path, stream_above)
+    patterns = {frozenset(_sources(a)) for a in frames}
+    found = sorted(frozenset().union(*patterns) - _GEOMETRY)
     chosen: dict[Property, str] = {}
     for name in PROPERTIES:
-        key = keys.get(name) or _search(frames, name)
-        if key and any(key in _sources(a) for a in frames):
+        key = keys.get(name) or _search(patterns, name)
+        if key is not None and any(key in pattern for pattern in patterns):
             chosen[name] = key
         elif name in keys:
             raise PathtuneError(_missing(path, name, keys.get(name), found))
@@ -126,12 +138,15 @@ def read(
             f"{', '.join(k for order in _SEARCH_ORDER.values() for k in order)}; "
             f"the file has {_listing(found)}.{_suggest(PROPERTIES, found)}"
         )
-    return [_structure(a, chosen, f"{path.name}:{i}") for i, a in enumerate(frames)]
+    store = Store(
+        lambda i: _structure(frames[i], chosen, f"{path.name}:{i}"), len(frames)
+    )
+    return store if isinstance(frames, Lazy) else list(store)
 
 
 def label_counts(structures: Sequence[Structure]) -> dict[Property, int]:
     """Return how many structures carry each label, for all properties."""
-    return {name: sum(name in s.labels for s in structures) for name in PROPERTIES}
+    return survey(structures).counts
 
 
 def fingerprint(structures: Sequence[Structure]) -> str:
@@ -139,21 +154,7 @@ def fingerprint(structures: Sequence[Structure]) -> str:
 
     The order of the structures matters; file names, tags and weights do not.
     """
-    digest = hashlib.sha256()
-    for s in structures:
-        parts: dict[str, np.ndarray] = {
-            "numbers": np.asarray(s.atoms.numbers, "<i8"),
-            "positions": s.atoms.positions,
-            "cell": s.atoms.cell[:],
-            "pbc": np.asarray(s.atoms.pbc, "<i8"),
-            **{name: s.labels[name] for name in PROPERTIES if name in s.labels},
-        }
-        for name, array in parts.items():
-            if array.dtype.kind == "f":
-                array = np.asarray(array, "<f8") + 0.0  # one zero, not two
-            digest.update(f"{name}{array.shape};".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+    return survey(structures).fingerprint
 
 
 def write_predictions(
@@ -206,39 +207,61 @@ def write_predictions(
         ase.io.write(temporary, frames, format="extxyz")
 
 
-def _frames(path: Path) -> list[Atoms]:
-    """Read all frames; every failure of ASE's readers becomes one sentence."""
+def _frames(path: Path, stream_above: float) -> Sequence[Atoms]:
+    """Return all frames: in memory, or where to find them in a large file."""
     if path.is_dir():
         raise PathtuneError(f"{path} is a directory; name the file inside it")
     if not path.is_file():
         raise PathtuneError(f"{path} does not exist; check the path of the data file")
-    frames: list[Atoms] = []
+    found: Sequence[Atoms] | None = None
+    if path.stat().st_size > stream_above * 2**20:
+        found = _stored(path)
+    if found is None:
+        found = []
+        with _reading(path, found):
+            for atoms in _iterate(path):
+                found.append(atoms)
+    if not found:
+        raise PathtuneError(f"{path} holds no structure; check the file")
+    return found
+
+
+def _stored(path: Path) -> Lazy[Atoms] | None:
+    with _reading(path, ()):
+        stored = open_frames(path)
+    if stored is None:
+        return None
+
+    def read_one(i: int) -> Atoms:
+        with _reading(path, range(i)):
+            return stored[i]
+
+    return Lazy(read_one, len(stored))
+
+
+@contextlib.contextmanager
+def _reading(path: Path, before: Collection[object]) -> Iterator[None]:
+    """Turn every failure of ASE's readers into one sentence on the frame after some."""
     try:
-        for atoms in _iterate(path):
-            frames.append(atoms)
+        yield
     except _READER_ERRORS as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"unknown species or key {reason}"
         raise PathtuneError(
-            f"{path}:{len(frames)}: ASE cannot read this frame ({reason}); check that "
+            f"{path}:{len(before)}: ASE cannot read this frame ({reason}); check that "
             "the file is complete and in the format its name says"
         ) from error
-    if not frames:
-        raise PathtuneError(f"{path} holds no structure; check the file")
-    return frames
 
 
 def _iterate(path: Path) -> Iterator[Atoms]:
-    if filetype(str(path)) not in ("db", "json"):
+    if path.suffix == ".aselmdb" or filetype(str(path)) == "db":
+        yield from open_frames(path) or ()
+    elif filetype(str(path)) == "json":
+        with ase.db.connect(str(path)) as database:
+            yield from map(row_atoms, database.select())
+    else:
         yield from ase.io.iread(path, index=":")
-        return
-    with ase.db.connect(str(path)) as database:
-        for row in database.select():
-            atoms = row.toatoms()
-            atoms.info.update(row.data)
-            atoms.info.update(row.key_value_pairs)
-            yield atoms
 
 
 def _sources(atoms: Atoms) -> dict[str, Any]:
@@ -246,12 +269,13 @@ def _sources(atoms: Atoms) -> dict[str, Any]:
     return {**results, **atoms.arrays, **atoms.info}
 
 
-def _search(frames: Sequence[Atoms], name: Property) -> str | None:
-    keys = [set(_sources(a)) for a in frames]
+def _search(patterns: Collection[frozenset[str]], name: Property) -> str | None:
     for key in _SEARCH_ORDER[name]:
-        if not any(key in k for k in keys):
+        if not any(key in found for found in patterns):
             continue
-        if key == "free_energy" and any("energy" in k and key not in k for k in keys):
+        if key == "free_energy" and any(
+            "energy" in found and key not in found for found in patterns
+        ):
             continue
         return key
     return None

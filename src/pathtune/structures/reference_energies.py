@@ -14,6 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from pathtune.errors import PathtuneError, unknown
 from pathtune.properties import Structure
+from pathtune.structures.survey import survey
 
 _SYMBOLS = chemical_symbols[1:]  # without X
 _SAME_ATOM = 1e-3  # eV
@@ -44,7 +45,7 @@ class ReferenceEnergies:
 
 def foundation(structures: Sequence[Structure]) -> ReferenceEnergies:
     """Keep the base model's own reference energies: every shift is zero."""
-    return _exact(dict.fromkeys(_elements(structures), 0.0))
+    return _exact(dict.fromkeys(survey(structures).elements, 0.0))
 
 
 def estimate(
@@ -71,12 +72,11 @@ def estimate(
         If no structure has an energy, an element occurs only in structures without
         one, or a base energy is not finite.
     """
-    residuals = [
-        (s, float(s.labels["energy"]) - float(base))
-        for s, base in zip(structures, base_energies, strict=True)
-        if "energy" in s.labels
-    ]
-    return _fit(structures, [s for s, _ in residuals], [r for _, r in residuals])
+    if len(base_energies) != len(structures):
+        raise ValueError(
+            f"{len(base_energies)} energies for {len(structures)} structures"
+        )
+    return _fit(structures, survey(structures).energies - np.asarray(base_energies))
 
 
 def average(
@@ -96,8 +96,7 @@ def average(
     PathtuneError
         As in `estimate`, or if the base model lacks an element.
     """
-    labelled = [s for s in structures if "energy" in s.labels]
-    fitted = _fit(structures, labelled, [float(s.labels["energy"]) for s in labelled])
+    fitted = _fit(structures, survey(structures).energies)
     shifts = {
         e: energy - _base(base_reference_energies, e)
         for e, energy in fitted.shifts.items()
@@ -127,14 +126,16 @@ def isolated(
         or none in the base model, or if a frame tagged ``IsolatedAtom`` has several
         atoms.
     """
+    table = survey(structures)
     atoms: dict[str, float] = {}
-    for s in structures:
-        if _is_tagged(s) and s.n_atoms != 1:
+    for i in np.flatnonzero(table.is_tagged | table.is_lone_atom).tolist():
+        s = structures[i]
+        if s.n_atoms != 1:
             raise PathtuneError(
                 f"{s.source}: the frame is tagged IsolatedAtom but has {s.n_atoms} "
                 "atoms; correct its config_type"
             )
-        if not is_lone_atom(s) or "energy" not in s.labels:
+        if "energy" not in s.labels:
             continue
         symbol, energy = s.atoms.symbols[0], float(s.labels["energy"])
         if abs(atoms.setdefault(symbol, energy) - energy) > _SAME_ATOM:
@@ -142,23 +143,13 @@ def isolated(
                 f"{s.source}: a second isolated {symbol} atom has {energy} eV, the "
                 f"first {atoms[symbol]} eV; keep one of them"
             )
-    elements = _elements(structures)
+    elements = table.elements
     if missing := [e for e in elements if e not in atoms]:
         raise PathtuneError(
             f"no isolated atom with an energy for {', '.join(missing)}; add a frame of "
             "one atom with config_type=IsolatedAtom, or estimate the reference energies"
         )
     return _exact({e: atoms[e] - _base(base_atom_energies, e) for e in elements})
-
-
-def is_lone_atom(structure: Structure) -> bool:
-    """Whether a frame is one atom, not periodic or tagged ``IsolatedAtom``."""
-    free = not structure.atoms.pbc.any()
-    return structure.n_atoms == 1 and (free or _is_tagged(structure))
-
-
-def _is_tagged(structure: Structure) -> bool:
-    return structure.config_type.lower() == "isolatedatom"
 
 
 def from_file(
@@ -213,42 +204,32 @@ def from_file(
     )
 
 
-def _elements(structures: Sequence[Structure]) -> list[str]:
-    return sorted(
-        {e for s in structures for e in s.atoms.symbols}, key=atomic_numbers.__getitem__
-    )
-
-
-def _composition(
-    structures: Sequence[Structure], elements: Sequence[str]
-) -> np.ndarray:
-    """Return the numbers of atoms by element, shape (n_structures, n_elements)."""
-    z = np.array([atomic_numbers[e] for e in elements], dtype=int)
-    counts = [(s.atoms.numbers[:, None] == z).sum(axis=0) for s in structures]
-    return np.array(counts, dtype=np.float64).reshape(len(structures), len(elements))
-
-
-def _fit(
-    structures: Sequence[Structure],
-    labelled: Sequence[Structure],
-    energies: Sequence[float],
-) -> ReferenceEnergies:
-    if not labelled:
+def _fit(structures: Sequence[Structure], targets: np.ndarray) -> ReferenceEnergies:
+    """Fit energies by element to `targets`, looking at labelled structures only."""
+    table = survey(structures)
+    labelled = np.flatnonzero(table.labelled["energy"])
+    if not len(labelled):
         raise PathtuneError("no structure has an energy to fit reference energies to")
-    elements = _elements(labelled)
-    if missing := [e for e in _elements(structures) if e not in elements]:
+    elements = table.take(labelled).elements
+    if missing := [e for e in table.elements if e not in elements]:
         raise PathtuneError(
             f"{', '.join(missing)} occurs only in structures without an energy, so its "
             "reference energy cannot be fitted; add energies or give it in a file"
         )
-    target = np.array(energies, dtype=np.float64)
-    if not np.isfinite(target).all():
-        bad = labelled[int(np.flatnonzero(~np.isfinite(target))[0])]
+    if len(bad := labelled[~np.isfinite(targets[labelled])]):
         raise PathtuneError(
-            f"{bad.source}: the base model's energy is not finite; remove the frame"
+            f"{structures[int(bad[0])].source}: the base model's energy is not finite; "
+            "remove the frame"
         )
+    # Structures of one composition are one equation, as heavy as there are many.
+    used, place, counts = np.unique(
+        table.composition[labelled], return_inverse=True, return_counts=True
+    )
+    means = np.bincount(place, weights=targets[labelled]) / counts
+    atoms = table.compositions[used][:, [atomic_numbers[e] - 1 for e in elements]]
+    heavy = np.sqrt(counts)
     shifts, _, rank, _ = np.linalg.lstsq(
-        _composition(labelled, elements), target, rcond=None
+        heavy[:, None] * atoms, heavy * means, rcond=None
     )
     warning = None
     if rank < len(elements):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from pathtune.errors import PathtuneError, UsageError
-from pathtune.properties import Structure
+
+T = TypeVar("T")
 
 
 def split_validation(
-    structures: Sequence[Structure], fraction: float = 0.1, *, seed: int
-) -> tuple[list[Structure], list[Structure]]:
+    structures: Sequence[T], fraction: float = 0.1, *, seed: int
+) -> tuple[list[T], list[T]]:
     """Split at random into a training and a validation part.
 
     Parameters
     ----------
     structures
-        At least two.
+        At least two; or their numbers.
     fraction
         Share of the structures to validate on, between 0 and 1; at least one
         structure goes to each part.
