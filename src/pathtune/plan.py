@@ -72,7 +72,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     for part in parts.values():
         require_elements(backend, {e for s in part for e in s.atoms.symbols})
         structures.require_cells(part)
-    properties = _trained_properties(config, backend, parts)
+    properties = _trained_properties(config, backend, parts, console)
     resolved = _resolve(config, method_config, len(parts["train"]), backend)
     assert resolved.batch_size
     assert resolved.select
@@ -97,6 +97,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         elements=sorted({e for s in parts["train"] for e in s.atoms.symbols}),
         head=backend.head,
         seed=config.seed,
+        properties=list(properties),
     )
     frames = {
         name: Frames.prepare(backend, part, graphs[name], references.shifts)
@@ -141,10 +142,14 @@ def _method(config: RunConfig) -> tuple[Any, Any]:
     return method, validate(method.Config, settings, f"{config.method} option")
 
 
-def _read_parts(config: RunConfig, console: Console) -> dict[str, list[Structure]]:
+def _read_parts(
+    config: RunConfig, console: Console
+) -> dict[str, Sequence[Structure]]:
     """Read the files; set validation frames aside where none are given."""
     keys = config.label_keys
-    parts = {"train": structures.read(config.train, keys=keys)}
+    parts: dict[str, Sequence[Structure]] = {
+        "train": structures.read(config.train, keys=keys)
+    }
     lone = [s for s in parts["train"] if structures.is_lone_atom(s)]
     if lone:
         console.print(f"note: {len(lone)} isolated atoms are trained on like any frame")
@@ -184,10 +189,19 @@ def _label_keys(part: Sequence[Structure]) -> dict[Property, str]:
 
 
 def _trained_properties(
-    config: RunConfig, backend: Backend, parts: Mapping[str, Sequence[Structure]]
+    config: RunConfig,
+    backend: Backend,
+    parts: Mapping[str, Sequence[Structure]],
+    console: Console,
 ) -> dict[Property, float]:
     """Return what has labels, a loss weight and a prediction; at least one."""
     counts = _weighted_labels(parts["train"])
+    for name in PROPERTIES:
+        if counts[name] and name not in backend.properties:
+            console.print(
+                f"note: {backend.model_name} does not predict {name}; these labels are "
+                "not trained"
+            )
     properties: dict[Property, float] = {
         name: weight
         for name, weight in config.loss_weights.items()
