@@ -1,0 +1,54 @@
+"""Data sets and how they are split; the files lie in a folder of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ase.io
+from ase import Atoms
+
+Parts = dict[str, Sequence[Atoms]]
+
+
+def rmd17_50(data: Path, molecule: str) -> Parts:
+    """Return 50 training, 20 validation, 200 test frames of the official split 01."""
+    train = ase.io.read(data / "rmd17" / f"{molecule}_train_01.xyz", ":70")
+    test = ase.io.read(data / "rmd17" / f"{molecule}_test_01.xyz", ":200")
+    return {"train": train[:50], "valid": train[50:], "test": test}
+
+
+def mlearn(data: Path, element: str, n_train: int | None = None) -> Parts:
+    """Return the crystals of one element; the last tenth of each group validates.
+
+    With `n_train` the training frames are thinned out evenly within the file.
+    """
+    frames = ase.io.read(data / "mlearn" / f"{element}_train.xyz", ":")
+    groups: dict[str, list[Atoms]] = {}
+    for atoms in frames:
+        groups.setdefault(atoms.info["group"], []).append(atoms)
+    valid = {
+        id(atoms)
+        for members in groups.values()
+        for atoms in members[-max(1, len(members) // 10) :]
+    }
+    train = [atoms for atoms in frames if id(atoms) not in valid]
+    if n_train is not None:
+        train = [train[i * len(train) // n_train] for i in range(n_train)]
+    return {
+        "train": train,
+        "valid": [atoms for atoms in frames if id(atoms) in valid],
+        "test": ase.io.read(data / "mlearn" / f"{element}_test.xyz", ":"),
+    }
+
+
+PROTOCOLS: dict[str, Callable[..., Parts]] = {"rmd17-50": rmd17_50, "mlearn": mlearn}
+
+
+def write(protocol: str, data: Path, folder: Path) -> None:
+    """Write train.xyz, valid.xyz and test.xyz of ``name/argument[/number]``."""
+    name, *arguments = protocol.split("/")
+    values = [int(a) if a.isdigit() else a for a in arguments]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, frames in PROTOCOLS[name](data, *values).items():
+        ase.io.write(folder / f"{part}.xyz", frames)
