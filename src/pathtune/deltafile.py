@@ -2,7 +2,8 @@
 
 One safetensors file without pickle: ``<parameter>.indices`` (int32 into the flat
 tensor) and ``<parameter>.values`` (float64), or ``<parameter>.dense`` where most
-entries changed; everything else is sorted JSON under the metadata key ``pathtune``.
+entries changed, and ``<parameter>.remainder`` where float64 alone rounds; everything
+else is sorted JSON under the metadata key ``pathtune``.
 """
 
 from __future__ import annotations
@@ -39,15 +40,19 @@ class Change:
     indices
         Flat indices, int64, ascending, shape (n_changed,).
     values
-        dW at these, float64, shape (n_changed,). Twice the precision of the weights
-        makes both W + dW and W' - dW exact.
+        dW at these, float64, shape (n_changed,).
     shape
         Shape of the parameter.
+    remainder
+        What is rounded off `values`, float64, shape (n_changed,), or None for nothing.
+        With it W + dW and W' - dW are exact also for weights in float64, and where W
+        is many orders of magnitude smaller than dW.
     """
 
     indices: Tensor
     values: Tensor
     shape: tuple[int, ...]
+    remainder: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -65,7 +70,22 @@ def exact_change(base: Tensor, merged: Tensor) -> Change:
     """Return the exact difference of two stored tensors where their values differ."""
     indices = torch.nonzero(base.flatten() != merged.flatten()).flatten()
     old, new = base.flatten()[indices].double(), merged.flatten()[indices].double()
-    return Change(indices, new - old, tuple(base.shape))
+    values, remainder = _two_sum(new, -old)
+    return Change(
+        indices, values, tuple(base.shape), remainder if remainder.any() else None
+    )
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a + b as it is rounded, and what was rounded off.
+
+    References
+    ----------
+    Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B.
+    """
+    total = a + b
+    rest = total - a
+    return total, (a - (total - rest)) + (b - rest)
 
 
 def _from_dense(values: Tensor, shape: tuple[int, ...]) -> Change:
@@ -120,6 +140,10 @@ class DeltaFile:
             else:
                 tensors[f"{name}.indices"] = change.indices.to(torch.int32)
                 tensors[f"{name}.values"] = change.values
+            if (remainder := change.remainder) is not None:
+                short = remainder.float()
+                is_exact = torch.equal(short.double(), remainder)
+                tensors[f"{name}.remainder"] = short if is_exact else remainder
         content = dict(self.metadata) | {
             "format_version": FORMAT_VERSION,
             "shapes": {n: list(c.shape) for n, c in self.changes.items()},
@@ -223,7 +247,10 @@ class DeltaFile:
         moved = {}
         for name, change in self.changes.items():
             flat = weights[name].flatten().clone()
-            new = flat[change.indices].double() + sign * change.values
+            old = flat[change.indices].double()
+            new, rounded = _two_sum(old, sign * change.values)
+            if change.remainder is not None:
+                new = new + (rounded + sign * change.remainder)
             if not torch.isfinite(new).all():
                 raise PathtuneError(f"the delta makes {name} infinite or NaN")
             flat[change.indices] = new.to(flat.dtype)
@@ -312,10 +339,12 @@ def _read_change(
 ) -> Change:
     size = int(np.prod(shape, dtype=np.int64))
     dense = tensors.pop(f"{name}.dense", None)
+    remainder = tensors.pop(f"{name}.remainder", None)
     if dense is not None:
         if dense.shape != (size,) or not torch.isfinite(dense).all():
             raise PathtuneError(f"{path}: {name}.dense does not fit shape {shape}")
-        return _from_dense(dense.double(), shape)
+        change = _from_dense(dense.double(), shape)
+        return _with_remainder(path, name, change, remainder)
     indices = tensors.pop(f"{name}.indices", None)
     values = tensors.pop(f"{name}.values", None)
     if indices is None or values is None or indices.shape != values.shape:
@@ -330,7 +359,18 @@ def _read_change(
         raise PathtuneError(f"{path}: the indices of {name} are not ascending")
     if not torch.isfinite(values).all():
         raise PathtuneError(f"{path}: {name} has infinite or NaN values")
-    return Change(indices, values.double(), shape)
+    change = Change(indices, values.double(), shape)
+    return _with_remainder(path, name, change, remainder)
+
+
+def _with_remainder(
+    path: Path, name: str, change: Change, remainder: Tensor | None
+) -> Change:
+    if remainder is None:
+        return change
+    if remainder.shape != change.values.shape or not torch.isfinite(remainder).all():
+        raise PathtuneError(f"{path}: {name}.remainder does not fit its values")
+    return dataclasses.replace(change, remainder=remainder.double())
 
 
 def compare(a: DeltaFile, b: DeltaFile) -> dict[str, Any]:

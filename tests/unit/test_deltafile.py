@@ -47,6 +47,35 @@ def test_apply_then_remove_restores_the_base_bit_for_bit(seed, scale, share):
     assert same(base, delta.remove(tuned))
 
 
+@pytest.mark.parametrize("share", [0.2, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_float64_rounds_of_a_difference_is_kept(tmp_path, dtype, share):
+    """Weights in float64, and weights that decayed to almost nothing in training."""
+    base = {n: t.to(dtype) for n, t in weights().items()}
+    base["a.weight"] *= 1e-24
+    tuned = {n: t.clone() for n, t in base.items()}
+    generator = torch.Generator().manual_seed(1)
+    for name in ("a.weight", "b.weight"):
+        kept = torch.rand(base[name].shape, generator=generator) < share
+        tuned[name] += 0.01 * kept * torch.randn(base[name].shape, generator=generator)
+    changes = {n: exact_change(base[n], tuned[n]) for n in ("a.weight", "b.weight")}
+    assert changes["a.weight"].remainder is not None
+    path = tmp_path / "delta.safetensors"
+    DeltaFile(changes, {}, {"model": "toy", "base": fingerprint(base)}).save(path)
+    delta = DeltaFile.load(path)
+    merged = {**base, **delta.apply(base)}
+    restored = delta.remove(tuned)
+    for name in base:
+        assert torch.equal(merged[name], tuned[name])
+        assert torch.equal(restored[name], base[name])
+    assert delta.updated_parameters == sum(
+        int((tuned[n] != base[n]).sum()) for n in base
+    )
+    with pytest.raises(PathtuneError, match=r"a\.weight\.remainder"):
+        rewrite(path, **{"a.weight.remainder": torch.zeros(1)})
+        DeltaFile.load(path)
+
+
 def test_only_changed_entries_are_counted():
     base = weights()
     tuned = base["a.weight"].clone()
