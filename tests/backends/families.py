@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Family:
         Context in which a loaded backend's model is not equivariant any more.
     predicts_molecules
         Whether the vendor's calculator takes structures without a cell.
+    noise
+        What float32 leaves open of forces (eV/Å).
     precision
         In which symmetry is tested: float64 where the family allows it.
     """
@@ -43,6 +46,7 @@ class Family:
     calculator: Callable[[str], Any]
     broken: Callable[[Any], contextlib.AbstractContextManager[None]]
     predicts_molecules: bool = True
+    noise: float = 2e-6
     precision: str = "float64"
 
 
@@ -77,7 +81,53 @@ def _sevennet(model: str) -> Any:
         return calculator(model, device="cpu")
 
 
+def _chgnet(model: str) -> Any:
+    calculator = _vendor("chgnet.model", "CHGNetCalculator")
+    if model == "chgnet":
+        return calculator(use_device="cpu")
+    return calculator.from_file(model, use_device="cpu")
+
+
+@contextlib.contextmanager
+def _stretched_angles(module: torch.nn.Module) -> Iterator:
+    """Measure angles between stretched vectors; all other features are scalars."""
+
+    def hook(_module, vectors):
+        stretch = torch.tensor([0.9, 0.95, 1.0])
+        return tuple(v * stretch.to(v) for v in vectors)
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _mace(model: str) -> Any:
+    calculator = _vendor("mace.calculators", "MACECalculator")
+    with undisturbed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # as `import mace` does
+        return calculator(model_paths=model, device="cpu", default_dtype="float32")
+
+
 FAMILIES: dict[str, Family] = {
+    "chgnet": Family(
+        model="chgnet",
+        suffix=".pth.tar",
+        calculator=_chgnet,
+        broken=lambda backend: _stretched_angles(backend.model.angle_basis_expansion),
+        predicts_molecules=False,
+        noise=2e-5,  # angles close to 180°; the vendor itself is off by up to 5e-5
+    ),
+    "mace": Family(
+        model=str(MODELS / "mace-small.model"),
+        suffix=".model",
+        calculator=_mace,
+        broken=lambda backend: _component_wise(
+            backend.model.interactions[0].linear, lambda features: features
+        ),
+    ),
     "sevennet": Family(
         model="7net-0",
         suffix=".pth",

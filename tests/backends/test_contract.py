@@ -119,15 +119,17 @@ def merged(family, base, tuned, tmp_path_factory):
     return str(path)
 
 
-def assert_same(calculator, structures, expected) -> None:
-    """To 1e-6 eV/atom and eV/Å, and what float32 rounds of large total energies."""
+def assert_same(calculator, structures, expected, noise) -> None:
+    """To 1e-6 eV/atom and `noise` eV/Å, and what float32 rounds of total energies."""
     for structure, ours in zip(structures, expected, strict=True):
         atoms = structure.atoms.copy()
         atoms.calc = calculator
-        energy = atoms.get_potential_energy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the vendor's own
+            energy = atoms.get_potential_energy()
         n = len(atoms)
         assert abs(ours["energy"] - energy) / n < 1e-6 + 4 * abs(energy) * 2**-24 / n
-        assert np.abs(ours["forces"] - atoms.get_forces()).max() < 2e-6
+        assert np.abs(ours["forces"] - atoms.get_forces()).max() < noise
         if atoms.cell.rank == 3:
             assert np.abs(ours["stress"] - atoms.get_stress()).max() < 1e-6
 
@@ -139,7 +141,8 @@ def test_contract(base, family):
 def test_prediction_is_the_vendors_calculator(base, family):
     structures = samples(family)
     vendor = family.calculator(family.model)
-    assert_same(vendor, structures, predict(base, structures, batch_size=1))
+    found = predict(base, structures, batch_size=1)
+    assert_same(vendor, structures, found, family.noise)
 
 
 def test_twenty_steps_lower_the_error(tuned):
@@ -163,8 +166,8 @@ def test_merged_file_in_the_vendors_calculator(base, tuned, merged, family):
     delta, structures = tuned[0], samples(family)
     weights = delta.apply(base.stored_weights())
     ours = predict(base, structures, weights=weights, shifts=delta.shifts, batch_size=1)
-    assert_same(family.calculator(merged), structures, ours)
-    assert_same(pathtune.calculator(base, delta), structures, ours)
+    assert_same(family.calculator(merged), structures, ours, family.noise)
+    assert_same(pathtune.calculator(base, delta), structures, ours, family.noise)
 
 
 def test_no_element_is_dropped_and_absent_ones_stay_bit_identical(

@@ -348,7 +348,7 @@ def _largest(s: Structure, name: Property) -> float:
     """Return the largest length (stress: component) of a label."""
     label = np.asarray(s.labels.get(name, 0.0))
     length = np.linalg.norm(label, axis=-1) if label.ndim == 2 else np.abs(label)
-    return float(np.max(length))
+    return float(np.nanmax(length))
 
 
 def _net_force(s: Structure) -> float:
@@ -430,6 +430,6 @@ def _same_moments(a: Structure, b: Structure) -> bool:
     ):
         if first is None or second is None:
             continue
-        if first.shape != second.shape or np.abs(first - second).max() > 1e-6:
+        if first.shape != second.shape or (np.abs(first - second) > 1e-6).any():
             return False
     return True

@@ -89,7 +89,8 @@ def read(
     calculator that ASE attaches, that any frame has. Of a calculator's energies the
     free energy is preferred where every frame has it, because the forces are its
     derivative. A key with "virial" in its name holds virials: stress is minus the
-    virial (eV) over the volume. A frame without the chosen key has no such label.
+    virial (eV) over the volume. A frame without the chosen key has no such label, nor
+    has an atom whose moment is NaN.
 
     Parameters
     ----------
@@ -325,6 +326,7 @@ def _structure(atoms: Atoms, chosen: Mapping[Property, str], where: str) -> Stru
         for name, key in chosen.items()
         if key in sources
     }
+    labels = {name: x for name, x in labels.items() if not np.isnan(x).all()}
     weights = {
         name: _weight(sources, f"config_{name}_weight", where)
         for name in PROPERTIES
@@ -357,7 +359,9 @@ def _label(
         raise PathtuneError(
             f"{where}: {name} {value!r} is not a number; correct it or leave it out"
         ) from error
-    if not np.isfinite(array).all():
+    # Atoms without a moment of their own are NaN.
+    unlabelled = np.isnan(array) & (name == "magmoms")
+    if not (np.isfinite(array) | unlabelled).all():
         raise PathtuneError(
             f"{where}: {name} is not finite (NaN or infinite); leave the key out where "
             "there is no label"

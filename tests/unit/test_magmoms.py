@@ -1,0 +1,125 @@
+"""Magnetic moments in loss, errors and selection: without a backend."""
+
+from __future__ import annotations
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+import torch
+
+from pathtune import metrics, structures
+from pathtune.errors import PathtuneError
+from pathtune.paths import Path, PathWeight, alive_entries
+from pathtune.properties import Structure, moment_vectors, moments_as_predicted
+from pathtune.training.loss import collate, labels_of, loss_terms
+from tests.reference import magmoms as twin
+
+NAN = float("nan")
+SIGNED = Structure(ase.Atoms("NiO2"), {"magmoms": np.array([-1.7, 0.1, 0.2])})
+VECTORS = Structure(
+    ase.Atoms("NiO"),
+    {"magmoms": np.array([[0.6, 0.0, -0.8], [0.0, 0.3, 0.4]])},
+    weight=2.0,
+    property_weights={"magmoms": 1.5},
+)
+PARTIAL = Structure(ase.Atoms("NiO"), {"magmoms": np.array([1.5, NAN])})
+MISSING = Structure(ase.Atoms("H2"))
+FRAMES = [SIGNED, VECTORS, PARTIAL, MISSING]
+PREDICTED = np.array([1.5, 0.0, 0.25, 1.2, 0.4, 1.0, 9.0, 7.0, 7.0])
+
+
+def term(frames, predicted, delta=0.3):
+    labels = collate([labels_of(s, {}) for s in frames])
+    predicted = torch.as_tensor(predicted).requires_grad_()
+    loss = loss_terms({"magmoms": predicted}, labels, delta)["magmoms"]
+    (gradient,) = torch.autograd.grad(loss, predicted)
+    return loss.item(), gradient
+
+
+def test_loss_is_the_twins_with_signs_vectors_masks_and_weights():
+    loss, gradient = term(FRAMES, PREDICTED)
+    expected = twin.loss(
+        [
+            (SIGNED.labels["magmoms"].tolist(), 1.0),
+            (VECTORS.labels["magmoms"].tolist(), 3.0),
+            (PARTIAL.labels["magmoms"].tolist(), 1.0),
+            ([NAN, NAN], 0.0),
+        ],
+        PREDICTED.tolist(),
+        0.3,
+    )
+    assert loss == pytest.approx(expected, abs=1e-12)
+    assert gradient[:6].count_nonzero() == 6
+    assert gradient[6:].count_nonzero() == 0, "an atom or frame without label"
+
+
+def test_no_label_at_all_gives_zero_even_where_the_prediction_is_nan():
+    loss, gradient = term([MISSING], [0.1, 0.2])
+    assert (loss, gradient.count_nonzero()) == (0, 0)
+
+
+def test_vectors_are_compared_as_vectors_where_a_model_predicts_them():
+    predicted = VECTORS.labels["magmoms"] + [[0.1, 0, 0], [0, 0, 0]]
+    loss, gradient = term([VECTORS], predicted)
+    assert loss == pytest.approx(3 * 0.5 * 0.1**2 / 6)
+    assert gradient.count_nonzero() == 1
+
+
+def test_form_of_a_moment():
+    vectors = moment_vectors(np.array([-2.0, 1.0]))
+    assert vectors.tolist() == [[0, 0, -2], [0, 0, 1]]
+    assert moment_vectors(vectors) is vectors
+    assert moments_as_predicted(vectors, np.zeros(2)).tolist() == [2, 1]
+    assert moments_as_predicted(vectors, vectors) is vectors
+
+
+def test_errors_by_magnitude_leave_out_atoms_without_label():
+    predictions = [
+        {"magmoms": values} for values in np.split(PREDICTED, np.cumsum([3, 2, 2]))
+    ]
+    result = metrics.errors(FRAMES, predictions)
+    expected = [0.2, 0.1, 0.05, 0.2, 0.1, 0.5]
+    assert result["magmom_mae_mu_b"] == pytest.approx(np.mean(expected))
+    assert result["magmom_rmse_mu_b"] == pytest.approx(
+        np.sqrt(np.mean(np.square(expected)))
+    )
+    assert metrics.summary(result) == [f"M {np.mean(expected):.3f} μ_B"]
+    unlabelled = Structure(ase.Atoms("Ni"), {"magmoms": np.array([NAN])})
+    assert metrics.errors([unlabelled], [{"magmoms": np.ones(1)}]) == {
+        "n_structures": 1
+    }
+
+
+def test_atoms_without_a_moment_are_nan_in_a_file(tmp_path):
+    frames = [ase.Atoms("NiO", [[0, 0, 0], [0, 0, 2]]) for _ in range(3)]
+    for atoms, moments in zip(frames, ([1.5, NAN], [NAN, NAN], [20, 0]), strict=True):
+        atoms.info["REF_energy"] = -1.0
+        atoms.arrays["REF_magmoms"] = np.array(moments)
+    ase.io.write(tmp_path / "data.xyz", frames)
+    read = structures.read(tmp_path / "data.xyz")
+    assert ["magmoms" in s.labels for s in read] == [True, False, True]
+    assert labels_of(read[0], {}).magmoms_weight.tolist() == [1, 0]
+    found = {f.code for f in structures.check(read).findings}
+    assert "large-magmoms" in found
+    frames[0].arrays["REF_magmoms"][0] = np.inf
+    ase.io.write(tmp_path / "data.xyz", frames)
+    with pytest.raises(PathtuneError, match="magmoms is not finite"):
+        structures.read(tmp_path / "data.xyz")
+
+
+def test_weights_that_no_trained_property_depends_on_are_not_alive():
+    path = (Path(0, 2, (1, 2), "0e", "0e"),)
+    weights = [
+        PathWeight("a", (1, 2), "linear", "interaction", 0, path),
+        PathWeight(
+            "moments", (1, 2), "linear", "readout", None, path, properties=("magmoms",)
+        ),
+        PathWeight("never", (1, 2), "linear", "interaction", 1, path, properties=()),
+    ]
+
+    def alive(*properties):
+        return set(alive_entries(weights, "all", ["H"], None, properties))
+
+    assert alive("energy", "forces") == {"a"}
+    assert alive("energy", "magmoms") == alive("magmoms") == {"a", "moments"}
