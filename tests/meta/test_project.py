@@ -30,7 +30,10 @@ else:
     import tomli as tomllib
 
 HEAVY = ("torch", "ase", "e3nn", "sevenn")
-VENDORS = ("e3nn", "sevenn", "torch_geometric", "matplotlib")
+VENDORS = (
+    *("e3nn", "sevenn", "mace", "nequip", "chgnet"),
+    *("torch_geometric", "matplotlib"),
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REGISTERED = [
