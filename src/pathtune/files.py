@@ -18,8 +18,8 @@ from pathtune.errors import PathtuneError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` that becomes `path` on success.
 
-    The temporary file's name ends like that of `path` (vendors look at the suffix), is flushed
-    to the disk before the rename, and is removed when anything goes wrong.
+    The temporary file's name ends like that of `path` (vendors look at the suffix), is
+    flushed to the disk before the rename, and is removed when anything goes wrong.
 
     Raises
     ------

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathtune import files, trust
+from pathtune import files, layers, trust
 from pathtune.backends.base import Backend as Contract
 from pathtune.backends.base import (
     ModelInfo,
@@ -288,9 +288,10 @@ class Backend(Contract):
     ) -> dict[Property, Tensor]:
         """Predict energy, forces and stress; see the contract."""
         data = batch.clone()
-        self.model.train(training)
+        model = self.training_model if training else self.model
+        model.train(training)
         with torch.enable_grad():  # forces are a derivative also in evaluation
-            out = torch.func.functional_call(self.model, dict(weights), (data,))
+            out = torch.func.functional_call(model, dict(weights), (data,))
         predicted: dict[Property, Tensor] = {}
         if "energy" in properties:
             predicted["energy"] = out["inferred_total_energy"]
@@ -302,6 +303,26 @@ class Backend(Contract):
         if not training:
             predicted = {name: value.detach() for name, value in predicted.items()}
         return predicted
+
+    def rewritten(self) -> Any:
+        """Return the model with layers rewritten for training; see the contract."""
+        from sevenn.nn.convolution import (
+            IrrepsConvolution,
+            IrrepsScatterGatterFusedConvolution,
+        )
+
+        def fused(module: Any) -> Any:
+            if type(module) is not IrrepsConvolution:
+                return None
+            if not layers.Convolution.replaces(module.convolution):
+                return None
+            # The vendor's place for kernels that gather and sum by themselves.
+            new = IrrepsScatterGatterFusedConvolution.from_irreps_convolution(module)
+            convolution = layers.Convolution(module.convolution, self.dtype)
+            new.convolution = convolution.to(self.device)
+            return new
+
+        return layers.rewritten(self.model, fused)
 
     def path_weights(self) -> list[PathWeight]:
         """Classify every parameter, with the paths of e3nn's own instructions."""
