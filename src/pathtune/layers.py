@@ -262,7 +262,7 @@ class Convolution(nn.Module):
         source, center = source.long(), center.long()
         if not len(center):  # isolated atoms; stay in the graph, so forces exist
             size = sum(mul * dim for mul, dim in self._out)
-            return x.new_zeros(n, size) + 0 * (y.sum() + weight.sum())
+            return x.new_zeros(n, size) + 0 * (x.sum() + y.sum() + weight.sum())
         rows, places, owners = edge_rows(center, n)
         matrices = y @ self.couplings
         if rows is not None:
