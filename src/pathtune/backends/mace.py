@@ -62,6 +62,7 @@ _SIZES = ("small", "medium", "large")
 _ORGANIC: Mapping[str, str] = {
     f"mace-off23-{size}": f"MACE-OFF23_{size}.model" for size in _SIZES
 }
+_FILES: Mapping[str, str] = {**_MATERIALS, **_ORGANIC}
 _ALIASES = {f"{size}_off": f"mace-off23-{size}" for size in _SIZES}
 _HEADS: Mapping[str, tuple[str, ...]] = {
     "mh-1": (
@@ -109,7 +110,7 @@ def _canonical(name: str) -> str:
 
 def _cached(name: str) -> Path:
     """Return the file in which the vendor's loader keeps a released model."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
     file = _ORGANIC.get(name) or re.sub(r"\W", "", _MATERIALS[name])
     return Path(home) / "mace" / file
 
@@ -131,8 +132,8 @@ def _fetch(name: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise PathtuneError(
             f"{name} has to be downloaded and that failed ({error}); download "
-            f"{ {**_MATERIALS, **_ORGANIC}[name] } where there is a network and put it "
-            f"at {path}, or give the path of your copy in place of the name"
+            f"{_FILES[name]} where there is a network and put it at {path}, or give "
+            "the path of your copy in place of the name"
         ) from error
     return path
 
@@ -193,7 +194,7 @@ class Backend(Contract):
     def models(cls) -> list[ModelInfo]:
         """List the released models; which file each name means."""
         infos = []
-        for name, file in {**_MATERIALS, **_ORGANIC}.items():
+        for name, file in _FILES.items():
             path = _cached(name)
             available = cls.is_installed() and path.is_file()
             if not cls.is_installed():
@@ -212,7 +213,7 @@ class Backend(Contract):
     @classmethod
     def knows(cls, model: str) -> bool:
         """Whether `model` is a released MACE name."""
-        return _canonical(model) in {**_MATERIALS, **_ORGANIC}
+        return _canonical(model) in _FILES
 
     @classmethod
     def load(
@@ -260,7 +261,8 @@ class Backend(Contract):
         self.model = self._in_use(self._original)
         self.elements = _symbols(self._original.atomic_numbers)
         self.r_max = float(self._original.r_max)
-        self._keys = _GRAPH_KEYS | set(getattr(self._original, "embedding_specs", {}))
+        features = getattr(self._original, "embedding_specs", None) or ()
+        self._keys = _GRAPH_KEYS.union(features)
         harmonics = self._original.spherical_harmonics.irreps_out
         self.has_inversion = all(ir.p == (-1) ** ir.l for _, ir in harmonics)
         return self
