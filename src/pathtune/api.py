@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ from pathtune.plan import Plan, dry_run, prepare, print_plan
 from pathtune.prediction import predict, unshifted
 from pathtune.properties import Prediction, Property, Structure
 from pathtune.provenance import environment, versions
-from pathtune.training import memory
-from pathtune.training.data import Frames
+from pathtune.training import distributed, memory
+from pathtune.training.data import EVALUATED_AT_ONCE, Frames
 from pathtune.training.loop import train
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ DELTA, CONFIG, METRICS = "delta.safetensors", "config.yaml", "metrics.json"
 ENVIRONMENT = "environment.json"
 # Settings whose resolved value need not look like the given one. Given again on
 # resuming they are resolved again, and the run's identity decides.
-_RESOLVED = ("output", "device", "batch_size", "max_epochs", "method_options")
+_RESOLVED = (
+    *("output", "device", "batch_size", "max_epochs", "method_options"),
+    *("max_atoms_per_batch", "max_edges_per_batch", "memory_limit"),
+    *("stream_above", "workers"),
+)
 
 
 def finetune(
@@ -76,17 +80,25 @@ def finetune(
     Interrupted
         After Ctrl-C or SIGTERM, with a checkpoint written.
     """
-    console = console or Console(stderr=True, markup=False)
-    folder = Path(config.output)
+    with distributed.session():
+        console = distributed.only_main(console or Console(stderr=True, markup=False))
+        folder = Path(config.output)
+        finished = distributed.from_main(lambda: _finished(folder, resume))
+        if finished is not None:
+            console.print(f"{folder} is finished; nothing to do")
+            return finished
+        return _finetune(config, folder, console)
+
+
+def _finished(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Return the results of a finished run that is resumed; refuse to overwrite one."""
     if resume and (folder / METRICS).exists():
         try:
-            finished = dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
+            return dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
         except ValueError as error:
             raise PathtuneError(
                 f"{folder / METRICS} is damaged; delete it and resume again"
             ) from error
-        console.print(f"{folder} is finished; nothing to do")
-        return finished
     if (
         not resume
         and folder.exists()
@@ -96,13 +108,17 @@ def finetune(
             f"{folder} exists and is not empty: choose another --output, or continue "
             f"it with --resume --output {folder}"
         )
+    return None
+
+
+def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
     plan = prepare(config, console)
-    if not (folder / CONFIG).exists():
+    is_main = distributed.rank() == 0
+    if is_main and not (folder / CONFIG).exists():
         files.write_json(folder / ENVIRONMENT, environment())
         files.write_text(folder / CONFIG, plan.config.to_yaml())
     print_plan(plan, console)
     outcome = train(
-        plan.backend,
         plan.delta,
         plan.train,
         plan.valid,
@@ -112,14 +128,14 @@ def finetune(
         console=console,
         identity=plan.identity,
     )
-    backend, frames = plan.backend, plan.test or plan.valid
+    backend = plan.backend
     changes = plan.delta.changes(backend.stored_weights())
     saved = DeltaFile(changes, plan.references.shifts, {})
     results: dict[str, Any] = {
         "zero_shot": plan.zero_shot,
         "zero_shot_raw": plan.zero_shot_raw,
         "valid": _evaluated(plan, saved, plan.valid),
-        "test": _evaluated(plan, saved, frames) if plan.test else None,
+        "test": _evaluated(plan, saved, plan.test) if plan.test else None,
         "sparsity": deltas.sparsity(
             saved.updated_parameters, plan.delta.alive, backend.total_parameters
         ),
@@ -127,14 +143,15 @@ def finetune(
         "steps": outcome.steps,
     }
     saved = dataclasses.replace(saved, metadata=_metadata(plan, saved, results))
-    saved.save(folder / DELTA)
     results["timing"] = {
         "seconds_per_step": outcome.seconds_per_step,
         "seconds_total": outcome.seconds_total,
         "peak_memory_mib": memory.peak_mib(backend.device),
     }
-    files.write_json(folder / METRICS, results)
-    if outcome.best_step == 0:
+    if is_main:
+        saved.save(folder / DELTA)
+        files.write_json(folder / METRICS, results)
+    if outcome.steps and outcome.best_step == 0:
         console.print(
             "warning: no evaluation was better than the start; the result is the "
             "untrained model. Lower --lr, or look at the validation frames"
@@ -176,6 +193,8 @@ def resume_config(folder: Path, given: Mapping[str, Any]) -> RunConfig:
                 "resume without it, or choose another --output"
             )
     again = {key: given[key] for key in _RESOLVED if key in given}
+    if again.get("max_edges_per_batch") == "auto":
+        del again["max_edges_per_batch"]  # measured when the run began
     if "max_epochs" in again:
         again["max_steps"] = None
     if "method_options" in again:
@@ -185,17 +204,19 @@ def resume_config(folder: Path, given: Mapping[str, Any]) -> RunConfig:
 
 def _evaluated(plan: Plan, saved: DeltaFile, frames: Frames) -> dict[str, Any]:
     """Return errors of base + delta as any later user of the file will see them."""
-    predictions = predict(
-        plan.backend,
-        frames.structures,
-        graphs=frames.graphs,
+    sums = metrics.Sums()
+    passes = frames.passes(
+        range(len(frames)), plan.config, plan.config.batch_size or EVALUATED_AT_ONCE
+    )
+    for part, predictions in frames.predictions(
+        passes,
         weights=saved.merged(plan.backend.stored_weights()),
         shifts=saved.shifts,
-        batch_size=plan.config.batch_size or 1,
-    )
-    result = metrics.errors(frames.structures, predictions)
-    groups = metrics.errors_by_config_type(frames.structures, predictions)
-    return result | ({"by_config_type": groups} if groups else {})
+    ):
+        sums.add(part.structures, predictions)
+    together = metrics.merged(distributed.gather(sums))
+    groups = together.errors_by_config_type()
+    return together.errors() | ({"by_config_type": groups} if groups else {})
 
 
 def _metadata(
@@ -213,12 +234,12 @@ def _metadata(
         "seed": config.seed,
         "base": fingerprint(backend.stored_weights()),
         "tensors": {name: records[name] for name in saved.changes},
-        "elements": sorted({e for s in plan.train.structures for e in s.atoms.symbols}),
+        "elements": sorted(plan.train.survey.elements),
         "reference_energies": config.reference_energies,
         "level_of_theory": config.level_of_theory,
         "data": {
-            "train": structures.fingerprint(plan.train.structures),
-            "n_train": len(plan.train.structures),
+            "train": plan.train.survey.fingerprint,
+            "n_train": len(plan.train),
         },
         "metrics": {k: results[k] for k in ("zero_shot", "valid", "test")},
         "sparsity": results["sparsity"],
@@ -272,36 +293,41 @@ def evaluate(
     if not isinstance(data, Sequence) or isinstance(data, str):
         data = structures.read(data, keys=keys, allow_unlabelled=True)
     backend, delta = load_with_delta(model, delta, **options)
-    require_elements(backend, {e for s in data for e in s.atoms.symbols})
+    require_elements(backend, structures.survey(data).elements)
     structures.require_cells(data)
     weights = delta.apply(backend.stored_weights()) if delta else {}
-    if delta and console and any(delta.shifts.values()):
-        for symbol in unshifted(data, delta.shifts):
+    shifts = delta.shifts if delta else {}
+    if console and any(shifts.values()):
+        for symbol in unshifted(data, shifts):
             console.print(
                 f"warning: the delta has no reference-energy shift for {symbol}; "
                 "energies of frames with it are off"
             )
-    predictions: list[Prediction] = []
-    chunks = range(0, len(data), batch_size)
-    for start in track(
-        chunks,
-        description="evaluating",
-        console=console or Console(stderr=True, markup=False),
-        transient=True,
-        disable=console is None,
-    ):
-        predictions += predict(
-            backend,
-            data[start : start + batch_size],
-            weights=weights,
-            shifts=delta.shifts if delta else {},
-            batch_size=batch_size,
-        )
-    if output is not None:
-        structures.write_predictions(output, data, predictions)
-    result = metrics.errors(data, predictions)
-    groups = metrics.errors_by_config_type(data, predictions)
-    return result | ({"by_config_type": groups} if groups else {})
+
+    sums = metrics.Sums()
+
+    def predicted() -> Iterator[Prediction]:
+        for start in track(
+            range(0, len(data), batch_size),
+            description="evaluating",
+            console=console or Console(stderr=True, markup=False),
+            transient=True,
+            disable=console is None,
+        ):
+            chunk = data[start : start + batch_size]
+            predictions = predict(
+                backend, chunk, weights=weights, shifts=shifts, batch_size=batch_size
+            )
+            sums.add(chunk, predictions)
+            yield from predictions
+
+    if output is None:
+        for _ in predicted():
+            pass
+    else:
+        structures.write_predictions(output, data, predicted())
+    groups = sums.errors_by_config_type()
+    return sums.errors() | ({"by_config_type": groups} if groups else {})
 
 
 def calculator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,8 +85,20 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"pathtune: error: {' '.join(message.split())}", file=sys.stderr)
+    if _speaks():
+        print(f"pathtune: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _is_main() -> bool:
+    """Whether this is the one process, or the first of several of a run."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def _speaks() -> bool:
+    """Whether this process says why it failed: of several, the first that does."""
+    distributed = sys.modules.get("pathtune.training.distributed")
+    return distributed.speaks_first() if distributed else _is_main()
 
 
 def _console() -> Console:
@@ -225,6 +238,21 @@ def finetune(
     max_steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Or epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Structures a step.")] = None,
+    max_atoms_per_batch: Annotated[
+        int | None, typer.Option(help="Most atoms in the model at once.")
+    ] = None,
+    max_edges_per_batch: Annotated[
+        str | None, typer.Option(help="Most edges at once, or auto: as memory allows.")
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB that auto may take.")
+    ] = None,
+    stream_above: Annotated[
+        float | None, typer.Option(help="Keep files above so many MiB on disk.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read such files.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... or auto.")] = None,
@@ -287,6 +315,8 @@ def finetune(
         result = api.dry_run(run, console=_console())
     else:
         result = api.finetune(run, resume=resume, console=_console())
+    if not _is_main():
+        return
     if json_output:
         _print_json(result)
     elif not dry_run:

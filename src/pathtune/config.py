@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,9 @@ from pathtune.errors import UsageError, unknown
 from pathtune.properties import Property
 
 M = TypeVar("M", bound=BaseModel)
+
+# MiB. The graphs of structures take ten to fifty times as much memory as their file.
+STREAM_ABOVE = 64.0
 
 
 class RunConfig(BaseModel):
@@ -39,7 +42,18 @@ class RunConfig(BaseModel):
     max_steps, max_epochs
         Length of the training; at most one of them.
     batch_size
-        Structures in a step; clamp(N/10, 1, 64) by default.
+        Structures in a step, on all devices together; clamp(N/10, 1, 64) by default.
+    max_atoms_per_batch, max_edges_per_batch
+        Bounds of what goes through the model at once, in atoms and in directed edges
+        of the graphs; ``auto`` is the largest number of edges that fits in memory.
+        With a `batch_size` a step adds up as many such batches as it takes; without
+        one, a step is one of them.
+    memory_limit
+        Memory (GiB) that ``auto`` may take; 85 % of the free memory of a GPU.
+    stream_above
+        Size of a data file (MiB) above which its structures stay in the file.
+    workers
+        Processes that read such structures and build their graphs.
     lr
         Learning rate of the method (each method has its own default).
     reference_energies
@@ -80,6 +94,11 @@ class RunConfig(BaseModel):
     max_steps: int | None = Field(None, ge=1)
     max_epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
+    max_atoms_per_batch: int | None = Field(None, ge=1)
+    max_edges_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    memory_limit: float | None = Field(None, gt=0)
+    stream_above: float = Field(STREAM_ABOVE, ge=0)
+    workers: int | None = Field(None, ge=0)
     lr: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
     device: str = "auto"
@@ -103,6 +122,11 @@ class RunConfig(BaseModel):
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     level_of_theory: str | None = None
     trust_checkpoint: bool = False
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether atoms or edges bound what goes through the model at once."""
+        return (self.max_atoms_per_batch, self.max_edges_per_batch) != (None, None)
 
     @property
     def label_keys(self) -> dict[Property, str]:

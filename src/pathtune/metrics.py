@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,14 @@ class Sums:
         """Return `errors` for each ``config_type``; {} where there is only one."""
         groups = sorted(self.by_config_type.items())
         return {name: s.errors() for name, s in groups} if len(groups) > 1 else {}
+
+
+def merged(parts: Iterable[Sums]) -> Sums:
+    """Return the sums of several parts of the data together."""
+    together = Sums()
+    for part in parts:
+        together.merge(part)
+    return together
 
 
 def errors(

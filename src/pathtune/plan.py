@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from pathtune import delta as deltas
@@ -22,14 +22,18 @@ from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.loading import load
 from pathtune.prediction import predict, unshifted, with_shifts
 from pathtune.properties import PROPERTIES, Prediction, Property, Structure
-from pathtune.structures import ReferenceEnergies, reference_energies
-from pathtune.training import memory, optimizer
-from pathtune.training.data import Frames, batch_indices
+from pathtune.structures import ReferenceEnergies, Survey, reference_energies
+from pathtune.training import distributed, memory, optimizer
+from pathtune.training.data import Frames, Order, default_workers
 from pathtune.training.log import require_loggers
-from pathtune.training.loop import training_step
+from pathtune.training.loop import backward, training_step
 
 DEFAULT_STEPS = 2000
 EVALUATIONS = 20
+_NO_NUMBER_DEPENDS_ON = (
+    *("output", "train", "valid", "test", "model", "loggers"),
+    *("memory_limit", "stream_above", "workers"),
+)
 REFERENCE_ENERGIES = ("estimated", "foundation", "isolated", "average")
 
 
@@ -64,46 +68,27 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     backend = load(
         config.model,
         dtype=config.dtype,
-        device=config.device,
+        device=distributed.device(config.device),
         head=config.head,
         trust_checkpoint=config.trust_checkpoint,
     )
     parts = _read_parts(config, console)
-    for part in parts.values():
-        require_elements(backend, {e for s in part for e in s.atoms.symbols})
+    surveys = {name: structures.survey(part) for name, part in parts.items()}
+    for name, part in parts.items():
+        require_elements(backend, surveys[name].elements)
         structures.require_cells(part)
-    properties = _trained_properties(config, backend, parts, console)
-    resolved = _resolve(config, method_config, len(parts["train"]), backend)
-    assert resolved.batch_size
-    assert resolved.select
-    graphs = {name: [backend.graph(s.atoms) for s in p] for name, p in parts.items()}
-    base = {
-        name: predict(
-            backend, part, graphs=graphs[name], batch_size=resolved.batch_size
-        )
+    properties = _trained_properties(config, backend, surveys, console)
+    workers = default_workers() if config.workers is None else config.workers
+    frames = {
+        name: Frames.prepare(backend, part, workers=workers)
         for name, part in parts.items()
     }
-    _check(parts, base, console)
+    base = {"train": _predict_base(frames["train"], config, {})}
+    _check("train", frames, base["train"], console)
     references = _reference_energies(config, backend, parts["train"], base["train"])
     if references.warning:
         console.print(f"note: {references.warning}", highlight=False)
     _check_shifts(references, backend, parts, console)
-    delta = deltas.build(
-        backend.path_weights(),
-        dict(backend.model.named_parameters()),
-        method=method,
-        config=method_config,
-        selection=resolved.select,
-        elements=sorted({e for s in parts["train"] for e in s.atoms.symbols}),
-        head=backend.head,
-        seed=config.seed,
-        properties=list(properties),
-    )
-    frames = {
-        name: Frames.prepare(backend, part, graphs[name], references.shifts)
-        for name, part in parts.items()
-    }
-    judged = "test" if "test" in parts else "valid"
     # Re-estimated whatever was chosen, so that an offset does not count as a gain.
     fair = _reference_energies(
         config.model_copy(update={"reference_energies": "estimated"}),
@@ -111,7 +96,26 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         parts["train"],
         base["train"],
     )
-    shifted = with_shifts(parts[judged], base[judged], fair.shifts)
+    for name in [name for name in parts if name != "train"]:
+        base[name] = _predict_base(frames[name], config, fair.shifts)
+        _check(name, frames, base[name], console)
+    frames = {
+        name: replace(f, n_edges=base[name].n_edges).with_shifts(references.shifts)
+        for name, f in frames.items()
+    }
+    delta = deltas.build(
+        backend.path_weights(),
+        dict(backend.model.named_parameters()),
+        method=method,
+        config=method_config,
+        selection=config.select or method_config.select,
+        elements=list(surveys["train"].elements),
+        head=backend.head,
+        seed=config.seed,
+        properties=list(properties),
+    )
+    resolved = _resolve(config, method_config, frames["train"], delta, properties)
+    judged = "test" if "test" in parts else "valid"
     return Plan(
         config=resolved,
         backend=backend,
@@ -121,9 +125,9 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         test=frames.get("test"),
         references=references,
         properties=properties,
-        zero_shot=metrics.errors(parts[judged], shifted),
-        zero_shot_raw=metrics.errors(parts[judged], base[judged]),
-        identity=_identity(resolved, backend, parts, references),
+        zero_shot=base[judged].shifted.errors(),
+        zero_shot_raw=base[judged].raw.errors(),
+        identity=_identity(resolved, backend, surveys, references),
     )
 
 
@@ -142,22 +146,24 @@ def _method(config: RunConfig) -> tuple[Any, Any]:
     return method, validate(method.Config, settings, f"{config.method} option")
 
 
-def _read_parts(
-    config: RunConfig, console: Console
-) -> dict[str, Sequence[Structure]]:
+def _read_parts(config: RunConfig, console: Console) -> dict[str, Sequence[Structure]]:
     """Read the files; set validation frames aside where none are given."""
-    keys = config.label_keys
-    parts: dict[str, Sequence[Structure]] = {
-        "train": structures.read(config.train, keys=keys)
-    }
-    lone = [s for s in parts["train"] if structures.is_lone_atom(s)]
+
+    def read(path: str) -> Sequence[Structure]:
+        return structures.read(
+            path, keys=config.label_keys, stream_above=config.stream_above
+        )
+
+    parts = {"train": read(config.train)}
+    survey = structures.survey(parts["train"])
+    lone = np.flatnonzero(survey.is_lone_atom).tolist()
     if lone:
         console.print(f"note: {len(lone)} isolated atoms are trained on like any frame")
     for name, path in (("valid", config.valid), ("test", config.test)):
-        if path is not None:
-            parts[name] = structures.read(path, keys=keys)
-    for name in ("valid", "test"):
-        used, others = _label_keys(parts["train"]), _label_keys(parts.get(name, ()))
+        if path is None:
+            continue
+        parts[name] = read(path)
+        used, others = survey.label_keys, structures.survey(parts[name]).label_keys
         for label in used.keys() & others.keys():
             if used[label] != others[label]:
                 console.print(
@@ -168,34 +174,30 @@ def _read_parts(
                 )
     if "valid" not in parts:
         # Isolated atoms define reference energies; they stay with the training.
-        rest = [s for s in parts["train"] if not structures.is_lone_atom(s)]
-        kept, parts["valid"] = structures.split_validation(
+        rest = np.flatnonzero(~survey.is_lone_atom).tolist()
+        kept, held = structures.split_validation(
             rest, config.valid_fraction, seed=config.seed
         )
-        parts["train"] = [*lone, *kept]
-        sources = ", ".join(s.source.rpartition(":")[2] for s in parts["valid"][:10])
-        more = ", ..." if len(parts["valid"]) > 10 else ""
+        whole = parts["train"]
+        parts["train"] = structures.take(whole, [*lone, *kept])
+        parts["valid"] = structures.take(whole, held)
+        sources = ", ".join(map(str, held[:10])) + (", ..." if len(held) > 10 else "")
         console.print(
-            f"validation: {len(parts['valid'])} of the training frames set aside, "
-            f"indices {sources}{more}",
+            f"validation: {len(held)} of the training frames set aside, indices "
+            f"{sources}",
             highlight=False,
         )
     return parts
 
 
-def _label_keys(part: Sequence[Structure]) -> dict[Property, str]:
-    """Return the key each label of a file was found under."""
-    return {name: key for s in part for name, key in s.label_keys.items()}
-
-
 def _trained_properties(
     config: RunConfig,
     backend: Backend,
-    parts: Mapping[str, Sequence[Structure]],
+    surveys: Mapping[str, Survey],
     console: Console,
 ) -> dict[Property, float]:
     """Return what has labels, a loss weight and a prediction; at least one."""
-    counts = _weighted_labels(parts["train"])
+    counts = _weighted_labels(surveys["train"])
     for name in PROPERTIES:
         if counts[name] and name not in backend.properties:
             console.print(
@@ -212,7 +214,7 @@ def _trained_properties(
             "nothing to learn: the training frames have no label whose loss weight is "
             f"above zero (found: {_listing(counts)})"
         )
-    judged_by = _weighted_labels(parts["valid"])
+    judged_by = _weighted_labels(surveys["valid"])
     if not any(judged_by[name] for name in properties):
         raise PathtuneError(
             f"the validation frames have none of the labels that are trained: they "
@@ -222,34 +224,89 @@ def _trained_properties(
     return properties
 
 
-def _weighted_labels(part: Sequence[Structure]) -> dict[Property, int]:
+def _weighted_labels(survey: Survey) -> dict[Property, int]:
     """Count the labels whose weight is above zero."""
-    return {
-        name: sum(name in s.labels and s.term_weight(name) > 0 for s in part)
-        for name in PROPERTIES
-    }
+    return {name: int((survey.rows(name) > 0).sum()) for name in PROPERTIES}
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """What the base model says of some frames.
+
+    Parameters
+    ----------
+    energies
+        (n_structures,) eV.
+    n_edges
+        (n_structures,) directed edges, where a bound asks for them.
+    predictions
+        Of the frames whose units are looked at; empty for the others.
+    raw, shifted
+        Errors of the model as it is, and with its reference energies shifted.
+    """
+
+    energies: np.ndarray
+    n_edges: np.ndarray
+    predictions: Sequence[Prediction]
+    raw: metrics.Sums
+    shifted: metrics.Sums
+
+
+def _predict_base(
+    frames: Frames, config: RunConfig, shifts: Mapping[str, float]
+) -> _Base:
+    """Predict all frames once; every process its share."""
+    n = len(frames)
+    known = config.model_copy(update={"max_edges_per_batch": None})
+    passes = frames.passes(range(n), known, config.batch_size or _default_batch(n))
+    wanted = set(structures.sample(n))
+    counts_edges = config.max_edges_per_batch is not None
+    energies, n_edges = np.zeros(n), np.zeros(n, int)
+    kept: dict[int, Prediction] = {}
+    raw, shifted = metrics.Sums(), metrics.Sums()
+    for part, predictions in frames.predictions(passes):
+        energies[part.rows] = [float(p["energy"]) for p in predictions]
+        if counts_edges:
+            n_edges[part.rows] = [frames.backend.n_edges(g) for g in part.graphs]
+        kept |= {
+            i: p for i, p in zip(part.rows, predictions, strict=True) if i in wanted
+        }
+        raw.add(part.structures, predictions)
+        shifted.add(part.structures, with_shifts(part.structures, predictions, shifts))
+    shares = distributed.gather((energies, n_edges, kept, raw, shifted))
+    columns = list(zip(*shares, strict=True))
+    for other in columns[2]:
+        kept |= other
+    nothing: Prediction = {}
+    return _Base(
+        energies=sum(columns[0]),
+        n_edges=sum(columns[1]),
+        predictions=[kept.get(i, nothing) for i in range(n)],
+        raw=metrics.merged(columns[3]),
+        shifted=metrics.merged(columns[4]),
+    )
 
 
 def _check(
-    parts: Mapping[str, Sequence[Structure]],
-    predictions: Mapping[str, Sequence[Prediction]],
-    console: Console,
+    name: str, frames: Mapping[str, Frames], base: _Base, console: Console
 ) -> None:
-    """Check all frames; print warnings, raise on errors.
+    """Check all frames of a part; print warnings, raise on errors.
 
     A test frame among the training frames is an error; a validation frame there only
     makes the choice of the best iterate optimistic.
     """
-    for name, part in parts.items():
-        against = None if name == "train" else parts["train"]
-        report = structures.check(part, predictions=predictions[name], against=against)
-        prefix = "" if name == "train" else f"{name} frames: "
-        for finding in report.findings:
-            excused = finding.code == "leakage" and name == "valid"
-            if finding.severity == "error" and not excused:
-                raise PathtuneError(f"{prefix}{finding.message}")
-            if finding.severity != "note":
-                console.print(f"warning: {prefix}{finding.message}", highlight=False)
+    report = structures.check(
+        frames[name].structures,
+        predictions=base.predictions,
+        against=None if name == "train" else frames["train"].structures,
+    )
+    prefix = "" if name == "train" else f"{name} frames: "
+    for finding in report.findings:
+        excused = finding.code == "leakage" and name == "valid"
+        if finding.severity == "error" and not excused:
+            raise PathtuneError(f"{prefix}{finding.message}")
+        if finding.severity != "note":
+            console.print(f"warning: {prefix}{finding.message}", highlight=False)
 
 
 def _check_shifts(
@@ -276,45 +333,92 @@ def _check_shifts(
             )
 
 
+def _default_batch(n: int) -> int:
+    return max(1, min(64, n // 10))
+
+
 def _resolve(
-    config: RunConfig, method_config: Any, n_train: int, backend: Backend
+    config: RunConfig,
+    method_config: Any,
+    frames: Frames,
+    delta: deltas.Delta,
+    properties: Mapping[Property, float],
 ) -> RunConfig:
-    """Fill in what depends on the data and the method."""
-    batch_size = min(config.batch_size or max(1, min(64, n_train // 10)), n_train)
-    steps = config.max_steps or DEFAULT_STEPS
-    if config.max_epochs is not None:
-        if config.max_steps is not None:
-            raise UsageError("give --max-steps or --max-epochs, not both")
-        steps = math.ceil(config.max_epochs * n_train / batch_size)
-    return config.model_copy(
+    """Fill in what depends on the data, the method and the memory."""
+    n = len(frames)
+    batch_size = config.batch_size and min(config.batch_size, n)
+    if batch_size is None and not config.is_bounded:
+        batch_size = _default_batch(n)
+    if config.max_epochs is not None and config.max_steps is not None:
+        raise UsageError("give --max-steps or --max-epochs, not both")
+    resolved = config.model_copy(
         update={
             "method_options": method_config.model_dump(mode="json"),
-            "lr": method_config.lr,
+            "lr": getattr(method_config, "lr", None),
             "select": config.select or method_config.select,
             "batch_size": batch_size,
+            "device": str(frames.backend.device),
+        }
+    )
+    if config.max_edges_per_batch == "auto":
+        edges = _most_edges(resolved, frames, delta, properties)
+        resolved = resolved.model_copy(update={"max_edges_per_batch": edges})
+    steps = config.max_steps or DEFAULT_STEPS
+    if config.max_epochs is not None:
+        steps = Order(frames, resolved).steps(config.max_epochs)
+    return resolved.model_copy(
+        update={
             "max_steps": steps,
             "max_epochs": None,
             "eval_every": config.eval_every or max(1, steps // EVALUATIONS),
-            "device": str(backend.device),
         }
     )
+
+
+def _most_edges(
+    config: RunConfig,
+    frames: Frames,
+    delta: deltas.Delta,
+    properties: Mapping[Property, float],
+) -> int:
+    """Measure how many edges fit in memory on every device of the run."""
+    parameters = optimizer.parameters(optimizer.build(delta.change.param_groups(), 1))
+    most = int(np.sort(frames.n_edges)[::-1][: config.batch_size].sum())
+    if not parameters:
+        return most
+
+    def compute(rows: list[int]) -> None:
+        part = frames.part(rows)
+        backward(delta, parameters, frames, rows, [part], config, properties)
+        delta.zero_grad()
+
+    device = frames.backend.device
+    found = memory.most_edges(
+        compute,
+        frames.n_edges,
+        most=most,
+        device=device,
+        limit=memory.limit_mib(device, config.memory_limit),
+    )
+    return -distributed.largest(-found)
 
 
 def _reference_energies(
     config: RunConfig,
     backend: Backend,
     train: Sequence[Structure],
-    base: Sequence[Prediction],
+    base: _Base,
 ) -> ReferenceEnergies:
     """Return the shifts of the reference energies by the chosen way."""
     mode = config.reference_energies
-    if mode == "foundation" or not any("energy" in s.labels for s in train):
+    survey = structures.survey(train)
+    if mode == "foundation" or not survey.counts["energy"]:
         return reference_energies.foundation(train)
     if mode == "estimated":
-        return reference_energies.estimate(train, [float(p["energy"]) for p in base])
+        return reference_energies.estimate(train, base.energies)
     if mode == "average":
         return reference_energies.average(train, backend.reference_energies())
-    symbols = sorted({e for s in train for e in s.atoms.symbols})
+    symbols = sorted(survey.elements)
     if mode == "isolated":
         return reference_energies.isolated(train, lone_atoms(backend, symbols))
     if not Path(mode).exists():
@@ -338,20 +442,27 @@ def lone_atoms(backend: Backend, symbols: Sequence[str]) -> dict[str, float]:
 def _identity(
     config: RunConfig,
     backend: Backend,
-    parts: Mapping[str, Sequence[Structure]],
+    surveys: Mapping[str, Survey],
     references: ReferenceEnergies,
 ) -> str:
     """Return a digest of all that a run's numbers depend on."""
     settings = config.model_dump(mode="json")
-    for free in ("output", "train", "valid", "test", "model", "loggers"):
+    for free in _NO_NUMBER_DEPENDS_ON:
         del settings[free]
+    if config.batch_size is not None:
+        # They only cut a sum into other parts.
+        del settings["max_atoms_per_batch"], settings["max_edges_per_batch"]
+    settings["device"] = backend.device.type
     content = {
         "settings": settings,
         "base": fingerprint(backend.stored_weights()),
-        "data": {name: structures.fingerprint(part) for name, part in parts.items()},
+        "data": {name: survey.fingerprint for name, survey in surveys.items()},
         "weights": {
-            name: [[s.term_weight(p) for p in PROPERTIES] for s in part]
-            for name, part in parts.items()
+            name: [
+                hashlib.sha256(survey.weights[p].tobytes()).hexdigest()
+                for p in PROPERTIES
+            ]
+            for name, survey in surveys.items()
         },
         "shifts": dict(references.shifts),
     }
@@ -362,31 +473,62 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Say what will be trained on what, and how good the base is."""
     config, backend = plan.config, plan.backend
     say = console.print
-    sizes = [
-        f"{len(plan.train.structures)} train",
-        f"{len(plan.valid.structures)} valid",
-    ]
+    sizes = [f"{len(plan.train)} train", f"{len(plan.valid)} valid"]
     if plan.test:
-        sizes.append(f"{len(plan.test.structures)} test")
-    counts = structures.label_counts(plan.train.structures)
-    keys = ", ".join(_label_keys(plan.train.structures).values())
-    say(f"data: {', '.join(sizes)} frames; {_listing(counts)}; keys {keys}")
+        sizes.append(f"{len(plan.test)} test")
+    survey = plan.train.survey
+    keys = ", ".join(survey.label_keys.values())
+    say(f"data: {', '.join(sizes)} frames; {_listing(survey.counts)}; keys {keys}")
+    if plan.train.ready is None:
+        say(
+            f"data: {config.train} is not kept in memory; read by "
+            f"{plan.train.workers or 'no'} worker processes"
+        )
     shifts = ", ".join(f"{e} {v:+.4f}" for e, v in plan.references.shifts.items())
     say(f"reference energies ({config.reference_energies}), shift in eV: {shifts}")
     say(f"zero-shot MAE, raw:     {', '.join(metrics.summary(plan.zero_shot_raw))}")
     say(f"zero-shot MAE, shifted: {', '.join(metrics.summary(plan.zero_shot))}")
     percent = 100 * plan.delta.alive / backend.total_parameters
+    change = plan.delta.change
     say(
         f"model: {backend.model_name} ({backend.name}), {backend.total_parameters} "
-        f"parameters; selection {config.select!r}: {plan.delta.alive} trainable "
+        f"parameters; selection {config.select!r}: {plan.delta.alive} of them "
         f"({percent:.1f} %)"
     )
     options = ", ".join(f"{k} {v}" for k, v in config.method_options.items())
-    say(f"method: {config.method} ({options})")
     say(
-        f"training: {config.max_steps} steps, batch {config.batch_size}, seed "
-        f"{config.seed}, {config.dtype} on {backend.device}"
+        f"method: {config.method} ({options or 'no options'}), {change.trainable} "
+        "trainable numbers"
     )
+    if not change.trainable:
+        say("training: none")
+        return
+    say(
+        f"training: {config.max_steps} steps, batch {_batch(plan)}, seed "
+        f"{config.seed}, {config.dtype} on {_devices(backend)}"
+    )
+
+
+def _batch(plan: Plan) -> str:
+    """Return what a step and a pass through the model are made of."""
+    config = plan.config
+    bounds = [
+        f"{bound} {what}"
+        for bound, what, sizes in (
+            (config.max_atoms_per_batch, "atoms", plan.train.survey.n_atoms),
+            (config.max_edges_per_batch, "edges", plan.train.n_edges),
+        )
+        if isinstance(bound, int) and len(sizes)
+    ]
+    if config.batch_size is None:
+        return f"up to {' and '.join(bounds)}"
+    parts = f" in parts of up to {' and '.join(bounds)}" if bounds else ""
+    return f"{config.batch_size}{parts}"
+
+
+def _devices(backend: Backend) -> str:
+    n = distributed.size()
+    return f"{backend.device}" if n == 1 else f"{n} processes ({backend.device.type})"
 
 
 def _listing(counts: Mapping[Property, int]) -> str:
@@ -405,28 +547,28 @@ def dry_run(
         ``seconds_total`` (estimate) and ``peak_memory_mib``.
     """
     console = console or Console(stderr=True, markup=False)
+    with distributed.session():
+        return _dry_run(config, distributed.only_main(console), probe_steps)
+
+
+def _dry_run(config: RunConfig, console: Console, probe_steps: int) -> dict[str, Any]:
     plan = prepare(config, console)
     print_plan(plan, console)
     resolved = plan.config
-    assert resolved.max_steps and resolved.batch_size
+    assert resolved.max_steps
+    order = Order(plan.train, resolved)
+    probed = range(probe_steps + 1 if plan.delta.change.trainable else 0)
+    parts = plan.train.load(order.passes(step) for step in probed)
     opt = optimizer.build(plan.delta.change.param_groups(), 1)
     seconds = []
-    for step in range(probe_steps + 1):
+    for step in probed:
         start = time.perf_counter()
-        indices = batch_indices(
-            resolved.seed, step, resolved.batch_size, len(plan.train.structures)
-        )
+        rows = order.rows(step)
         training_step(
-            plan.backend,
-            plan.delta,
-            opt,
-            plan.train,
-            indices,
-            resolved,
-            plan.properties,
+            plan.delta, opt, plan.train, rows, next(parts), resolved, plan.properties
         )
         seconds.append(time.perf_counter() - start)
-    per_step = sorted(seconds[1:])[probe_steps // 2]
+    per_step = float(np.median(seconds[1:] or 0.0))
     result: dict[str, Any] = {
         "config": resolved.model_dump(mode="json"),
         "alive_parameters": plan.delta.alive,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pathtune.backends.base import Backend
 from pathtune.properties import Prediction, Property, Structure
+from pathtune.structures.survey import survey
 
 
 def predict(
@@ -51,11 +52,7 @@ def predict(
         Property -> float64 array in the shapes of `pathtune.properties`. Stress is
         left out for structures without a cell.
     """
-    wanted = set(properties or backend.properties)
-    moved = {
-        name: tensor.to(backend.device, backend.dtype)
-        for name, tensor in (weights or {}).items()
-    }
+    moved = moved_to(backend, weights or {})
     results: list[Prediction] = []
     for start in range(0, len(structures), batch_size):
         chunk = structures[start : start + batch_size]
@@ -64,11 +61,40 @@ def predict(
             if graphs is not None
             else [backend.graph(s.atoms) for s in chunk]
         )
-        output = backend.predict(backend.batch(built), moved, wanted)
-        results += _split(chunk, output)
+        results += predict_batch(
+            backend, chunk, built, moved, properties or backend.properties
+        )
         if advance is not None:
             advance(len(chunk))
     return with_shifts(structures, results, shifts or {})
+
+
+def moved_to(backend: Backend, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in the precision and on the device of a model."""
+    return {
+        name: tensor.to(backend.device, backend.model.get_parameter(name).dtype)
+        for name, tensor in weights.items()
+    }
+
+
+def predict_batch(
+    backend: Backend,
+    structures: Sequence[Structure],
+    graphs: Sequence[Any],
+    weights: Mapping[str, Tensor],
+    properties: Collection[Property],
+) -> list[Prediction]:
+    """Predict structures in one call of the model, see `predict`; no shifts.
+
+    Parameters
+    ----------
+    backend, structures, graphs, properties
+        See `predict`.
+    weights
+        From `moved_to`.
+    """
+    output = backend.predict(backend.batch(graphs), weights, set(properties))
+    return _split(structures, output)
 
 
 def _split(
@@ -117,5 +143,6 @@ def unshifted(
     structures: Sequence[Structure], shifts: Mapping[str, float]
 ) -> list[str]:
     """Return the elements without a shift in structures that have an energy label."""
-    labelled = [s for s in structures if "energy" in s.labels]
-    return sorted({e for s in labelled for e in s.atoms.symbols} - set(shifts))
+    table = survey(structures)
+    labelled = table.take(np.flatnonzero(table.labelled["energy"]))
+    return sorted(set(labelled.elements) - set(shifts))

@@ -1,6 +1,6 @@
 """Labelled structures: reading, checking, splitting and their reference energies."""
 
-from pathtune.structures.check import Finding, Report, check, require_cells
+from pathtune.structures.check import Finding, Report, check, require_cells, sample
 from pathtune.structures.read import (
     fingerprint,
     label_counts,
@@ -35,6 +35,7 @@ __all__ = [
     "label_counts",
     "read",
     "require_cells",
+    "sample",
     "split_validation",
     "survey",
     "take",

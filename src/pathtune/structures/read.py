@@ -7,7 +7,7 @@ import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +18,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.formats import UnknownFileTypeError, filetype
+from ase.io.extxyz import write_xyz
+from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
 
 from pathtune import files
+from pathtune.config import STREAM_ABOVE
 from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.properties import (
     PROPERTIES,
@@ -32,10 +34,6 @@ from pathtune.properties import (
 )
 from pathtune.structures.store import Lazy, Store, open_frames, row_atoms
 from pathtune.structures.survey import survey
-
-# Size of a file (MiB) above which its structures are not kept in memory. Their graphs
-# take ten to fifty times as much.
-STREAM_ABOVE = 64
 
 # What ASE's readers raise for a file that is not what its name says: XML parse
 # errors are SyntaxErrors, a header without atoms ends in a RuntimeError.
@@ -160,8 +158,8 @@ def fingerprint(structures: Sequence[Structure]) -> str:
 
 def write_predictions(
     path: str | os.PathLike[str],
-    structures: Sequence[Structure],
-    predictions: Sequence[Prediction],
+    structures: Iterable[Structure],
+    predictions: Iterable[Prediction],
 ) -> None:
     """Write structures, their labels and predictions to an extended XYZ file.
 
@@ -182,30 +180,35 @@ def write_predictions(
     PathtuneError
         If the file cannot be written.
     """
-    path = Path(path)
-    frames = []
-    for s, prediction in zip(structures, predictions, strict=True):
-        atoms = s.atoms.copy()
-        atoms.info = {
-            k: v
-            for k, v in atoms.info.items()
-            if k not in all_properties and not isinstance(v, dict)
-        }
-        labels = {REFERENCE_KEYS[k]: v for k, v in s.labels.items()}
-        tagged = {f"pathtune_{k}": v for k, v in prediction.items()}
-        for key, value in (labels | tagged).items():
-            value = np.asarray(value, float)
-            if value.ndim and key.endswith(("forces", "magmoms")):
-                atoms.set_array(key, value)
-            else:
-                atoms.info[key] = value if value.ndim else float(value)
-        atoms.calc = SinglePointCalculator(
-            atoms,
-            **{k: v if np.ndim(v) else float(v) for k, v in prediction.items()},
-        )
-        frames.append(atoms)
-    with files.replacing(path) as temporary:
-        ase.io.write(temporary, frames, format="extxyz")
+    with (
+        files.replacing(Path(path)) as temporary,
+        open_with_compression(str(temporary), "w") as file,
+    ):
+        for s, prediction in zip(structures, predictions, strict=True):
+            write_xyz(file, [_with_predictions(s, prediction)])
+
+
+def _with_predictions(s: Structure, prediction: Prediction) -> Atoms:
+    """Return a structure with its labels and predictions."""
+    atoms = s.atoms.copy()
+    atoms.info = {
+        k: v
+        for k, v in atoms.info.items()
+        if k not in all_properties and not isinstance(v, dict)
+    }
+    labels = {REFERENCE_KEYS[k]: v for k, v in s.labels.items()}
+    tagged = {f"pathtune_{k}": v for k, v in prediction.items()}
+    for key, value in (labels | tagged).items():
+        value = np.asarray(value, float)
+        if value.ndim and key.endswith(("forces", "magmoms")):
+            atoms.set_array(key, value)
+        else:
+            atoms.info[key] = value if value.ndim else float(value)
+    atoms.calc = SinglePointCalculator(
+        atoms,
+        **{k: v if np.ndim(v) else float(v) for k, v in prediction.items()},
+    )
+    return atoms
 
 
 def _frames(path: Path, stream_above: float) -> Sequence[Atoms]:

@@ -49,7 +49,7 @@ def foundation(structures: Sequence[Structure]) -> ReferenceEnergies:
 
 
 def estimate(
-    structures: Sequence[Structure], base_energies: Sequence[float]
+    structures: Sequence[Structure], base_energies: Sequence[float] | np.ndarray
 ) -> ReferenceEnergies:
     """Fit the shifts to the base model's energy residuals.
 

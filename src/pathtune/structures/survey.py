@@ -82,13 +82,18 @@ class Survey:
         """SHA-256 of the content of all structures, in order."""
         return hashlib.sha256(self.digests.tobytes()).hexdigest()
 
-    def rows(self, name: Property) -> np.ndarray:
+    def rows(
+        self, name: Property, chosen: Sequence[int] | slice = slice(None)
+    ) -> np.ndarray:
         """Return how many structures or atoms enter a term of the loss, by structure.
 
         The loss averages over them; a label of weight zero does not count.
         """
-        sizes = {"forces": self.n_atoms, "magmoms": self.n_moments}
-        return sizes.get(name, 1) * (self.labelled[name] & (self.weights[name] > 0))
+        counts = self.labelled[name][chosen] & (self.weights[name][chosen] > 0)
+        if name in ("forces", "magmoms"):
+            sizes = self.n_atoms if name == "forces" else self.n_moments
+            return counts * sizes[chosen]
+        return counts
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Survey:
         """Return the survey of some of the structures."""

@@ -25,7 +25,7 @@ def path_in(folder: Path) -> Path:
 def write(folder: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint; a kill at any moment leaves the old or the new one."""
     path = path_in(folder)
-    for stray in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
+    for stray in path.parent.glob(f".*.{path.name}"):  # of a process that was killed
         stray.unlink(missing_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -40,7 +40,7 @@ class RunLog:
     Parameters
     ----------
     folder
-        Run folder.
+        Run folder; None writes nothing.
     console
         Where people read (standard error).
     total_steps
@@ -53,7 +53,7 @@ class RunLog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         console: Console,
         *,
         total_steps: int,
@@ -61,10 +61,12 @@ class RunLog:
         loggers: tuple[str, ...] = (),
     ) -> None:
         self._console = console
-        self._path = folder / "metrics.jsonl"
-        kept = [r for r in read_metrics(self._path) if r["step"] <= start_step]
-        files.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
-        self.last_step = kept[-1]["step"] if kept else -1
+        self._path = folder / "metrics.jsonl" if folder else None
+        self.last_step = -1
+        if self._path:
+            kept = [r for r in read_metrics(self._path) if r["step"] <= start_step]
+            files.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+            self.last_step = kept[-1]["step"] if kept else -1
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,7 +80,7 @@ class RunLog:
         self._task = self._progress.add_task(
             "training", total=total_steps, completed=start_step, status=""
         )
-        self._writers = [_writer(name, folder) for name in loggers]
+        self._writers = [_writer(name, folder) for name in loggers if folder]
 
     def __enter__(self) -> RunLog:
         """Show the bar."""
@@ -101,6 +103,8 @@ class RunLog:
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Record one evaluation: a JSON line, a readable line, the extra loggers."""
+        if self._path is None:
+            return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

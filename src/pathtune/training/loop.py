@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from pathtune import metrics
-from pathtune.backends.base import Backend
 from pathtune.config import RunConfig
 from pathtune.delta import Delta, sparsity
 from pathtune.errors import PathtuneError
-from pathtune.prediction import predict
 from pathtune.properties import Prediction, Property
-from pathtune.training import checkpoint, optimizer
-from pathtune.training.data import Frames, batch_indices
+from pathtune.training import checkpoint, distributed, optimizer
+from pathtune.training.data import EVALUATED_AT_ONCE, Frames, Order, Part
 from pathtune.training.interrupt import Interrupted, StopSignals
 from pathtune.training.log import RunLog
 from pathtune.training.loss import collate, labels_of, loss_terms
@@ -50,43 +48,74 @@ class Outcome:
     seconds_total: float
 
 
+def backward(
+    delta: Delta,
+    parameters: Sequence[Tensor],
+    frames: Frames,
+    rows: Sequence[int],
+    parts: Sequence[Part],
+    config: RunConfig,
+    properties: Mapping[Property, float],
+) -> Tensor:
+    """Add the gradient of some parts of a batch; return their share of its loss.
+
+    Parameters
+    ----------
+    delta, parameters
+        What is learned, and its tensors that are trained.
+    frames, rows
+        The batch.
+    parts
+        Those parts of the batch that are computed here, one after the other.
+    config, properties
+        See `train`.
+    """
+    backend, labelled = frames.backend, frames.labelled(rows, properties)
+    total = torch.zeros((), device=backend.device, dtype=backend.dtype)
+    for part in parts:
+        graph = backend.batch(part.graphs)
+        labels = part.labels.to(backend.device, backend.dtype)
+        predicted = backend.predict(graph, delta(), properties, training=True)
+        terms = loss_terms(predicted, labels, config.huber_delta, labelled)
+        loss = torch.stack([properties[name] * t for name, t in terms.items()]).sum()
+        # Only towards what is trained: positions are leaves of the same graph.
+        loss.backward(inputs=parameters)
+        total += loss.detach()
+    return total
+
+
 def training_step(
-    backend: Backend,
     delta: Delta,
     opt: Any,
     frames: Frames,
-    indices: list[int],
+    rows: Sequence[int],
+    parts: Sequence[Part],
     config: RunConfig,
     properties: Mapping[Property, float],
 ) -> float:
-    """Do one step; return its loss.
+    """Do one step; return the loss of the whole batch.
 
     Raises
     ------
     PathtuneError
         If the loss or the gradient is not finite; the frames of the batch are named.
     """
-    graph, labels = frames.batch(backend, indices)
-    predicted = backend.predict(graph, delta(), properties, training=True)
-    terms = loss_terms(predicted, labels, config.huber_delta)
-    loss = torch.stack([properties[name] * term for name, term in terms.items()]).sum()
     parameters = optimizer.parameters(opt)
     opt.zero_grad()
-    # Only towards what is trained: positions are leaves of the same graph.
-    loss.backward(inputs=parameters)
+    loss = backward(delta, parameters, frames, rows, parts, config, properties)
+    distributed.sum_gradients(parameters, loss)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        where = ", ".join(frames.structures[i].source for i in indices)
+        where = ", ".join(frames.structures[i].source for i in rows)
         raise PathtuneError(
             f"the loss became {loss.item()} (gradient norm {norm.item()}) in the batch "
             f"{where}; look at these frames, or lower --lr"
         )
     opt.step()
-    return float(loss.detach())
+    return float(loss)
 
 
 def train(
-    backend: Backend,
     delta: Delta,
     frames: Frames,
     valid: Frames,
@@ -99,10 +128,13 @@ def train(
 ) -> Outcome:
     """Train a delta; on return it holds the best iterate by validation loss.
 
+    Every process of a run does the same steps, each on its share of the batch; the
+    first one decides which iterate is the best, and writes.
+
     Parameters
     ----------
-    backend, delta
-        The frozen model and what is learned on top of it.
+    delta
+        What is learned on top of the frozen model.
     frames, valid
         Training and validation frames.
     config
@@ -125,7 +157,11 @@ def train(
         After SIGINT or SIGTERM, with a checkpoint written.
     """
     steps, every = config.max_steps, config.eval_every
-    assert steps and every and config.batch_size, "the settings are resolved"
+    assert steps and every, "the settings are resolved"
+    is_main = distributed.rank() == 0
+    order = Order(frames, config)
+    if not delta.change.trainable:
+        steps = 0
     warmup = math.ceil(config.warmup_fraction * steps)
     opt = optimizer.build(delta.change.param_groups(), warmup)
     state: dict[str, Any] = {
@@ -135,7 +171,8 @@ def train(
         "losses": [],
         "seconds": 0.0,
     }
-    if (saved := checkpoint.read(folder)) is not None:
+    saved = distributed.from_main(lambda: checkpoint.read(folder))
+    if saved is not None:
         if saved["identity"] != identity:
             raise PathtuneError(
                 f"{folder} was started with other settings, another model or other "
@@ -156,13 +193,15 @@ def train(
             "change": delta.change.state_dict(),
             "optimizer": opt.state_dict(),
         }
-        checkpoint.write(folder, content)
+        if is_main:
+            checkpoint.write(folder, content)
 
     durations: list[float] = []
     pruned: set[str] = set()
+    parts = frames.load(order.passes(step) for step in range(state["step"], steps))
     with (
         RunLog(
-            folder,
+            folder if is_main else None,
             console,
             total_steps=steps,
             start_step=state["step"],
@@ -170,9 +209,10 @@ def train(
         ) as log,
         StopSignals() as signals,
     ):
+        evaluated = distributed.from_main(lambda: log.last_step)
         while True:
             step = state["step"]
-            if delta.change.phase_due(step / steps):
+            if delta.change.phase_due(step / max(1, steps)):
                 # For good, not in `averaged`: the new phase starts from the average.
                 opt.eval()
                 delta.change.begin_phase()
@@ -180,9 +220,9 @@ def train(
                 state["best"] = {"loss": math.inf, "step": step, "change": None}
                 state["stale"] = 0
                 log.say(f"step {step:>6}  a new phase of the method begins")
-            if step > log.last_step and (step % every == 0 or step == steps):
+            if step > evaluated and (step % every == 0 or step == steps):
                 with optimizer.averaged(opt):
-                    record = evaluate(backend, delta, valid, config, properties)
+                    record = evaluate(delta, valid, config, properties)
                     if not math.isfinite(record["valid_loss"]):
                         raise PathtuneError(
                             f"the validation loss became {record['valid_loss']} at "
@@ -202,7 +242,7 @@ def train(
                 losses, state["losses"] = state["losses"], []
                 record = {
                     "step": step,
-                    "epoch": step * config.batch_size / len(frames.structures),
+                    "epoch": order.epoch(step),
                     "train_loss": sum(losses) / len(losses) if losses else None,
                     **record,
                     "best": improved,
@@ -219,19 +259,17 @@ def train(
             patient = not config.patience or state["stale"] < config.patience
             if step == steps or not (patient or delta.change.phase_pending):
                 break
-            if signals.received is not None:
+            if (received := distributed.largest(signals.received or 0)) > 0:
                 save()
                 raise Interrupted(
-                    signals.received,
+                    received,
                     f"stopped at step {step} of {steps}; go on with: "
                     f"pathtune finetune --resume --output {folder}",
                 )
             start = time.perf_counter()
-            indices = batch_indices(
-                config.seed, step, config.batch_size, len(frames.structures)
-            )
+            rows = order.rows(step)
             loss = training_step(
-                backend, delta, opt, frames, indices, config, properties
+                delta, opt, frames, rows, next(parts), config, properties
             )
             durations.append(time.perf_counter() - start)
             state["losses"].append(loss)
@@ -248,26 +286,29 @@ def train(
 
 
 def evaluate(
-    backend: Backend,
     delta: Delta,
     frames: Frames,
     config: RunConfig,
     properties: Mapping[Property, float],
 ) -> dict[str, Any]:
     """Return validation loss, errors, sparsity and the state of every layer."""
+    backend = frames.backend
     with torch.no_grad():
         weights = delta()
-    predictions = predict(
-        backend,
-        frames.structures,
-        weights=weights,
-        shifts=frames.shifts,
-        graphs=frames.graphs,
-        properties=list(properties),
-        batch_size=config.batch_size or 1,
+    passes = frames.passes(
+        range(len(frames)), config, config.batch_size or EVALUATED_AT_ONCE
     )
-    labels = collate([labels_of(s, {}) for s in frames.structures])
-    terms = loss_terms(_stack(predictions, properties), labels, config.huber_delta)
+    labelled = frames.labelled(slice(None), properties)
+    sums, loss = metrics.Sums(), 0.0
+    for part, predictions in frames.predictions(
+        passes, weights=weights, shifts=frames.shifts, properties=properties
+    ):
+        sums.add(part.structures, predictions)
+        labels = collate([labels_of(s, {}) for s in part.structures])
+        predicted = _stack(predictions, properties)
+        terms = loss_terms(predicted, labels, config.huber_delta, labelled)
+        loss += sum(properties[name] * float(term) for name, term in terms.items())
+    shares = distributed.gather((loss, sums))
     changes = delta.changes(backend.stored_weights())
     thresholds = delta.change.thresholds()
     layers: dict[str, dict[str, Any]] = {}
@@ -279,8 +320,8 @@ def evaluate(
             layers[name]["threshold"] = thresholds[name]
     updated = sum(layer["updated"] for layer in layers.values())
     return {
-        "valid_loss": float(sum(properties[n] * float(t) for n, t in terms.items())),
-        "valid": metrics.errors(frames.structures, predictions),
+        "valid_loss": sum(loss for loss, _ in shares),
+        "valid": metrics.merged(sums for _, sums in shares).errors(),
         "sparsity": sparsity(updated, delta.alive, backend.total_parameters),
         "layers": layers,
     }

@@ -96,18 +96,22 @@ def collate(labels: Sequence[Labels]) -> Labels:
     return Labels(*(torch.cat([getattr(x, n) for x in labels]) for n in names))
 
 
-def _term(difference: Tensor, weight: Tensor, delta: float) -> Tensor:
-    """Weighted Huber loss, averaged over the labelled components."""
+def _term(difference: Tensor, weight: Tensor, delta: float, rows: int | None) -> Tensor:
+    """Weighted Huber loss, averaged over the components of the labelled rows."""
     loss = huber_loss(
         difference, torch.zeros_like(difference), reduction="none", delta=delta
     )
+    labelled = (weight > 0).sum() if rows is None else torch.tensor(rows)
+    components = labelled.clamp(min=1) * loss.shape[1:].numel()
     weight = weight.view(-1, *[1] * (loss.dim() - 1)).expand_as(loss)
-    labelled = (weight > 0).sum().clamp(min=1)
-    return (weight * loss).sum() / labelled
+    return (weight * loss).sum() / components
 
 
 def loss_terms(
-    predicted: Mapping[Property, Tensor], labels: Labels, delta: float
+    predicted: Mapping[Property, Tensor],
+    labels: Labels,
+    delta: float,
+    rows: Mapping[Property, int] | None = None,
 ) -> dict[Property, Tensor]:
     """Return the unweighted loss of each predicted property.
 
@@ -116,26 +120,37 @@ def loss_terms(
     predicted
         As `Backend.predict` returns it.
     labels
-        Of the same batch.
+        Of the same structures.
     delta
         Width of the Huber loss, in eV/atom, eV/Å, eV/Å^3 and μ_B.
+    rows
+        Labelled structures or atoms of the whole batch (`Survey.rows`), where these
+        structures are a part of it: the terms of the parts then add up to the terms
+        of the batch.
     """
+    rows = rows or {}
     terms: dict[Property, Tensor] = {}
     if "energy" in predicted:
         per_atom = (predicted["energy"] - labels.energy) / labels.n_atoms
-        terms["energy"] = _term(per_atom, labels.energy_weight, delta)
+        terms["energy"] = _term(
+            per_atom, labels.energy_weight, delta, rows.get("energy")
+        )
     if "forces" in predicted:
         difference = predicted["forces"] - labels.forces
-        terms["forces"] = _term(difference, labels.forces_weight, delta)
+        terms["forces"] = _term(
+            difference, labels.forces_weight, delta, rows.get("forces")
+        )
     if "stress" in predicted:
         difference = predicted["stress"] - labels.stress
         # A cell-free structure has a meaningless predicted stress: keep it out of the
         # sum instead of multiplying it by zero, which would let a NaN through.
         difference = difference[labels.stress_weight > 0]
         weight = labels.stress_weight[labels.stress_weight > 0]
-        terms["stress"] = _term(difference, weight, delta)
+        terms["stress"] = _term(difference, weight, delta, rows.get("stress"))
     if "magmoms" in predicted:
         moments = moments_as_predicted(labels.magmoms, predicted["magmoms"])
         difference = predicted["magmoms"] - moments
-        terms["magmoms"] = _term(difference, labels.magmoms_weight, delta)
+        terms["magmoms"] = _term(
+            difference, labels.magmoms_weight, delta, rows.get("magmoms")
+        )
     return terms

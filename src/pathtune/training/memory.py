@@ -1,4 +1,4 @@
-"""Memory: its peak, and an allocator setting that speeds CPU training up."""
+"""Memory: its peak, how much work fits into it, and a setting of the allocator."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import ctypes
 import platform
 import resource
 import sys
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
 
+import numpy as np
 import torch
+
+from pathtune.errors import PathtuneError, UsageError
 
 # Names of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -36,3 +42,110 @@ def peak_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Start measuring the peak anew; elsewhere than on Linux it only grows."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def limit_mib(device: torch.device, stated_gib: float | None) -> float:
+    """Return how much memory (MiB) a run may take: what was stated, or 85 % of a GPU.
+
+    Raises
+    ------
+    UsageError
+        On a CPU, where the memory is not ours alone, if nothing was stated.
+    """
+    if stated_gib is not None:
+        return stated_gib * 2**10
+    if device.type != "cuda":
+        raise UsageError(
+            "--max-edges-per-batch auto needs --memory-limit GIB on a CPU: say how "
+            "much memory the run may take"
+        )
+    free, _ = torch.cuda.mem_get_info(device)
+    return 0.85 * (free + torch.cuda.memory_reserved(device)) / 2**20
+
+
+def most_edges(
+    compute: Callable[[list[int]], object],
+    n_edges: np.ndarray,
+    *,
+    most: int,
+    device: torch.device,
+    limit: float,
+) -> int:
+    """Find how many edges can go through the model at once.
+
+    Passes of the largest frames are computed, each twice as large as the one before,
+    until the next one would need more than the limit by linear extrapolation.
+
+    Parameters
+    ----------
+    compute
+        Does what a step does with frames of these numbers; frames may repeat.
+    n_edges
+        Edges of each frame.
+    most
+        Number of edges beyond which no pass will ever be.
+    device
+        Where it is computed.
+    limit
+        MiB.
+
+    Returns
+    -------
+    int
+        At most `most`, two digits of it.
+
+    Raises
+    ------
+    PathtuneError
+        If the largest frame alone does not fit.
+    """
+    order = np.argsort(n_edges, kind="stable")[::-1].tolist()
+    largest = edges = int(n_edges[order[0]])
+    _forget_peak(device)
+    points = [(0, peak_mib(device))]
+    while True:
+        rows, total = [order[0]], largest
+        for i in islice(cycle(order), 1, None):
+            if total + n_edges[i] > edges:
+                break
+            rows.append(i)
+            total += int(n_edges[i])
+        _forget_peak(device)
+        try:
+            compute(rows)
+            peak = peak_mib(device)
+        except torch.OutOfMemoryError:
+            peak = float("inf")
+        if peak > limit:
+            break
+        points.append((total, peak))
+        if edges >= most:
+            return most
+        (before, low), (now, high) = points[-2:]
+        slope = max(high - low, 0.0) / (now - before) if now > before else 0.0
+        if high + slope * now > limit:
+            return max(largest, _two_digits(int(now + (limit - high) / slope)))
+        edges = min(2 * edges, most)
+    if len(points) == 1:
+        raise PathtuneError(
+            f"the largest frame ({largest} edges) alone takes more than the "
+            f"{limit:.0f} MiB there are; a smaller model or float32 may fit"
+        )
+    return max(largest, _two_digits(points[-1][0]))
+
+
+def _two_digits(number: int) -> int:
+    """Round down, so that a second measurement gives the same number more often."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return number // unit * unit
