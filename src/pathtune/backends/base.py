@@ -136,7 +136,14 @@ class Backend(ABC):
 
     @abstractmethod
     def graph(self, atoms: Atoms) -> Any:
-        """Build the vendor's graph of one structure, in this model's precision."""
+        """Build the vendor's graph of one structure, in this model's precision.
+
+        On the CPU, whatever the model's device: worker processes build graphs too.
+        """
+
+    def n_edges(self, graph: Any) -> int:
+        """Return the number of directed edges; time and memory grow with it."""
+        return int(graph["edge_index"].shape[1])
 
     @abstractmethod
     def batch(self, graphs: Sequence[Any]) -> Any:
