@@ -40,8 +40,9 @@ def steps(
     """Return a function for each method that does one step on the same batch."""
     backend = load(model, device="cpu")
     frames = structures.read(data)[:batch]
-    graphs = [backend.graph(s.atoms) for s in frames]
-    prepared = Frames.prepare(backend, frames, graphs, {})
+    prepared = Frames.prepare(backend, list(frames))
+    rows = list(range(len(frames)))
+    parts = [prepared.part(rows)]
     config = RunConfig(model=model, train=data, batch_size=batch)
     functions = []
     for name in methods:
@@ -59,7 +60,7 @@ def steps(
         opt = optimizer.build(delta.change.param_groups(), 10)
         functions.append(
             lambda delta=delta, opt=opt: training_step(
-                backend, delta, opt, prepared, list(range(batch)), config, PROPERTIES
+                delta, opt, prepared, rows, parts, config, PROPERTIES
             )
         )
     return functions

@@ -383,6 +383,10 @@ class Backend(Contract):
             angles=found.bond_graph.long().view(-1, 5),
         )
 
+    def n_edges(self, graph: _Graph) -> int:
+        """Return the number of directed edges of the atom graph."""
+        return len(graph.edges)
+
     def batch(self, graphs: Sequence[_Graph]) -> list[tuple[list[int], _Graph]]:
         """Collate graphs.
 
