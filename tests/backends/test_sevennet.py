@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -13,16 +14,19 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from pathtune import api
 from pathtune import delta as deltas
 from pathtune.backends.base import undisturbed
+from pathtune.config import RunConfig
 from pathtune.deltafile import DeltaFile, fingerprint
 from pathtune.errors import PathtuneError, UsageError
 from pathtune.methods import sparse
 from pathtune.prediction import predict
 from pathtune.properties import Structure
 from pathtune.testing import check_backend, symmetry_errors
+from tests.conftest import crystals
 
 pytestmark = pytest.mark.sevennet
 
@@ -407,3 +411,21 @@ def test_the_process_is_found_as_it_was(tmp_path, base):
     assert np.array_equal(np.random.get_state()[1], before[2])
     assert dict(os.environ) == before[3]
     assert list(warnings.filters) == before[4]
+
+
+def test_moments_are_noted_and_not_trained(trusted_tiny, tmp_path):
+    frames = crystals(6)
+    for atoms in frames:
+        atoms.arrays["REF_magmoms"] = np.ones(len(atoms))
+    ase.io.write(tmp_path / "train.xyz", frames)
+    config = RunConfig(
+        model=trusted_tiny,
+        train=str(tmp_path / "train.xyz"),
+        output=str(tmp_path / "run"),
+        max_steps=1,
+        device="cpu",
+    )
+    console = Console(file=io.StringIO(), width=200)
+    results = api.finetune(config, console=console)
+    assert "does not predict magmoms" in console.file.getvalue()
+    assert "magmom_mae_mu_b" not in results["valid"]

@@ -108,6 +108,22 @@ def test_atoms_without_a_moment_are_nan_in_a_file(tmp_path):
         structures.read(tmp_path / "data.xyz")
 
 
+def test_check_notes_moments_that_the_model_does_not_predict():
+    labelled = [SIGNED, VECTORS]
+    energies = [{"energy": np.zeros(())} for _ in labelled]
+    (found,) = (
+        f
+        for f in structures.check(labelled, predictions=energies).findings
+        if f.code == "unpredicted-labels"
+    )
+    assert found.severity == "note"
+    assert "2 structures have magmoms" in found.message
+    moments = [{"magmoms": np.zeros(s.n_atoms)} for s in labelled]
+    for predictions in (None, moments):
+        report = structures.check(labelled, predictions=predictions)
+        assert not any(f.code == "unpredicted-labels" for f in report.findings)
+
+
 def test_weights_that_no_trained_property_depends_on_are_not_alive():
     path = (Path(0, 2, (1, 2), "0e", "0e"),)
     weights = [

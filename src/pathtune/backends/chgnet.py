@@ -338,8 +338,8 @@ class Backend(Contract):
             from chgnet.model import CHGNet
 
             model = CHGNet.from_dict(self._content)
-            # An atom without neighbours is an atom alone; its energy is that of its
-            # embedding, and the vendor only warns.
+            # An atom without neighbours has the energy of its embedding; the vendor's
+            # calculator takes it too, with a warning.
             model.graph_converter.set_isolated_atom_response("ignore")
             return model
 

@@ -125,6 +125,7 @@ def check(
     chosen = sample(len(structures))
     findings = [
         *_labels(table),
+        *_unpredicted(table, predictions or ()),
         *_units(
             [structures[i] for i in chosen],
             [predictions[i] if predictions else {} for i in chosen],
@@ -183,6 +184,17 @@ def _labels(table: Survey) -> Iterator[Finding]:
                 "partial-labels",
                 f"{count} of {len(table)} structures have {name}; the others do "
                 f"not enter the {name} loss",
+            )
+
+
+def _unpredicted(table: Survey, predictions: Sequence[Prediction]) -> Iterator[Finding]:
+    for name, count in table.counts.items():
+        if count and predictions and not any(name in p for p in predictions):
+            yield Finding(
+                "note",
+                "unpredicted-labels",
+                f"{count} structures have {name}, which the base model predicts for no "
+                "structure; these labels are not trained",
             )
 
 
