@@ -19,6 +19,7 @@ from pathlib import Path
 import ase.build
 import ase.io
 import numpy as np
+import yaml
 from ase import Atoms
 from ase.collections import g2
 
@@ -119,6 +120,29 @@ def mace(data: Path) -> None:
     arguments = [f"--{k}" if v is None else f"--{k}={v}" for k, v in settings.items()]
     vendor("mace_run_train", *arguments)
     shutil.copy(data / "mace" / "small.model", HERE / "mace-small.model")
+
+
+def nequip(data: Path) -> None:
+    """Train nequip-small.nequip.zip with ``nequip-train``; settings in nequip.yaml."""
+    frames = ase.io.read(data / "train.xyz", ":")
+    counts = np.array([[list(a.symbols).count(e) for e in ELEMENTS] for a in frames])
+    energies = np.array([atoms.info["REF_energy"] for atoms in frames])
+    shifts = np.linalg.lstsq(counts, energies)[0]
+    settings = {
+        "train": str(data / "train.xyz"),
+        "valid": str(data / "valid.xyz"),
+        "r_max": R_MAX,
+        "elements": list(ELEMENTS),
+        "shifts": dict(zip(ELEMENTS, shifts.tolist(), strict=True)),
+        **yaml.safe_load((HERE / "nequip.yaml").read_text()),
+    }
+    folder = data / "nequip"
+    folder.mkdir(exist_ok=True)
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    vendor("nequip-train", f"--config-dir={folder}", "--config-name=train", cwd=folder)
+    package = HERE / "nequip-small.nequip.zip"
+    package.unlink(missing_ok=True)
+    vendor("nequip-package", "build", folder / "best.ckpt", package, cwd=folder)
 
 
 def vendor(command: str, *arguments: str | Path, cwd: Path | None = None) -> None:

@@ -253,6 +253,12 @@ def finetune(
     workers: Annotated[
         int | None, typer.Option(help="Processes that read such files.")
     ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Rewritten layers; about half the time."
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... or auto.")] = None,

@@ -52,6 +52,9 @@ class RunConfig(BaseModel):
         Memory (GiB) that ``auto`` may take; 85 % of the free memory of a GPU.
     stream_above
         Size of a data file (MiB) above which its structures stay in the file.
+    compile
+        Train with rewritten layers where the family has them: the same numbers up to
+        rounding, proved at the start, in about half the time.
     workers
         Processes that read such structures and build their graphs.
     lr
@@ -98,6 +101,7 @@ class RunConfig(BaseModel):
     max_edges_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     memory_limit: float | None = Field(None, gt=0)
     stream_above: float = Field(STREAM_ABOVE, ge=0)
+    compile: bool = True
     workers: int | None = Field(None, ge=0)
     lr: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)

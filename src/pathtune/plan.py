@@ -23,7 +23,7 @@ from pathtune.loading import load
 from pathtune.prediction import predict, unshifted, with_shifts
 from pathtune.properties import PROPERTIES, Prediction, Property, Structure
 from pathtune.structures import ReferenceEnergies, Survey, reference_energies
-from pathtune.training import distributed, memory, optimizer
+from pathtune.training import compiled, distributed, memory, optimizer
 from pathtune.training.data import Frames, Order, default_workers
 from pathtune.training.log import require_loggers
 from pathtune.training.loop import backward, training_step
@@ -52,6 +52,8 @@ class Plan:
     zero_shot: Mapping[str, Any]
     zero_shot_raw: Mapping[str, Any]
     identity: str
+    #: What a training step runs, for people.
+    step: str
 
 
 def prepare(config: RunConfig, console: Console) -> Plan:
@@ -114,6 +116,10 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         seed=config.seed,
         properties=list(properties),
     )
+    step = "plain"
+    if config.compile:
+        sample = frames["train"].part(range(min(4, len(frames["train"]))))
+        step = compiled.enable(backend, delta, sample.graphs, properties)
     resolved = _resolve(config, method_config, frames["train"], delta, properties)
     judged = "test" if "test" in parts else "valid"
     return Plan(
@@ -128,6 +134,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         zero_shot=base[judged].shifted.errors(),
         zero_shot_raw=base[judged].raw.errors(),
         identity=_identity(resolved, backend, surveys, references),
+        step=step,
     )
 
 
@@ -507,6 +514,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"training: {config.max_steps} steps, batch {_batch(plan)}, seed "
         f"{config.seed}, {config.dtype} on {_devices(backend)}"
     )
+    say(f"training step: {plan.step}", highlight=False)
 
 
 def _batch(plan: Plan) -> str:

@@ -105,6 +105,7 @@ class Backend(ABC):
     has_shift_by_element: bool
     #: Whether the model is symmetric under inversion (O(3)), or SO(3) only.
     has_inversion: bool
+    _training_model: nn.Module | None = None
 
     @classmethod
     def is_installed(cls) -> bool:
@@ -177,6 +178,23 @@ class Backend(ABC):
             energy (n_structures,) eV; forces (n_atoms_total, 3) eV/Å;
             stress (n_structures, 6) eV/Å^3, ASE sign and Voigt order.
         """
+
+    def rewritten(self) -> nn.Module | None:
+        """Return a copy of the model whose layers are rewritten for training.
+
+        It has the same parameters and the same predictions up to rounding; see
+        `pathtune.layers`. None where the family has no such model.
+        """
+        return None
+
+    @property
+    def training_model(self) -> nn.Module:
+        """The model that predicts with ``training=True``; `model` unless replaced."""
+        return self.model if self._training_model is None else self._training_model
+
+    @training_model.setter
+    def training_model(self, model: nn.Module | None) -> None:
+        self._training_model = model
 
     @abstractmethod
     def path_weights(self) -> list[PathWeight]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from pathtune import files, trust
+from pathtune import files, layers, trust
 from pathtune.backends.base import Backend as Contract
 from pathtune.backends.base import (
     ModelInfo,
@@ -329,9 +329,8 @@ class Backend(Contract):
         # optimised after the first call, which then differs from all others in the
         # last bit; it is no faster for that.
         with torch.enable_grad(), torch.jit.optimized_execution(False):
-            out = torch.func.functional_call(
-                self.model, dict(weights), (data,), options
-            )
+            model = self.training_model if training else self.model
+            out = torch.func.functional_call(model, dict(weights), (data,), options)
         predicted: dict[Property, Tensor] = {}
         if "energy" in properties:
             predicted["energy"] = out["energy"]
@@ -344,6 +343,24 @@ class Backend(Contract):
         if not training:
             predicted = {name: value.detach() for name, value in predicted.items()}
         return predicted
+
+    def rewritten(self) -> Any:
+        """Return the model with layers rewritten for training; see the contract."""
+        from e3nn import o3
+
+        def fused(module: Any) -> Any:
+            is_product = type(module) is o3.TensorProduct
+            if not (is_product and layers.Convolution.replaces(module)):
+                return None
+            return _Fused(module, self.dtype).to(self.device)
+
+        with _vendor():
+            model: Any = layers.rewritten(self.model, fused)
+        for interaction in model.interactions:
+            # The vendor's switch for kernels that gather and sum by themselves.
+            if isinstance(interaction.conv_tp, _Fused):
+                interaction.conv_fusion = True
+        return model
 
     def path_weights(self) -> list[PathWeight]:
         """Classify every parameter, with the paths of e3nn's own instructions."""
@@ -510,6 +527,15 @@ class Backend(Contract):
                 default_dtype=str(self.dtype).removeprefix("torch."),
                 head=self._all_heads[self._head_index],
             )
+
+
+class _Fused(layers.Convolution):
+    """The convolution as an interaction block calls a fused kernel."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(n_atoms, irreps_in) -> (n_atoms, irreps_mid)."""
+        x, y, weight, edge_index = inputs
+        return super().forward(x, y, weight, *edge_index)
 
 
 def _row(model: Any, head: int) -> Tensor:

@@ -1,0 +1,80 @@
+"""The rewritten model in training: used only after it has proved equal on the data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from pathtune.backends.base import Backend
+from pathtune.delta import Delta
+from pathtune.errors import PathtuneError
+from pathtune.properties import Property
+
+# Of outputs and of gradients, relative to their norm.
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def enable(
+    backend: Backend,
+    delta: Delta,
+    graphs: list[object],
+    properties: Collection[Property],
+) -> str:
+    """Train with the rewritten model from now on; return a line for the log.
+
+    Parameters
+    ----------
+    backend
+        Its `training_model` is set, or left alone where there is no rewritten one.
+    delta
+        Gradients of its parameters are compared.
+    graphs
+        Graphs of a few training structures.
+    properties
+        What is trained.
+
+    Raises
+    ------
+    PathtuneError
+        If outputs or gradients differ from the plain model's by more than rounding.
+    """
+    rewritten = backend.rewritten()
+    if rewritten is None:
+        return f"plain ({backend.name} has no rewritten layers)"
+    plain = _gradients(backend, delta, graphs, properties)
+    backend.training_model = rewritten
+    found = _gradients(backend, delta, graphs, properties)
+    limit = TOLERANCE[backend.dtype]
+    worst = 0.0
+    for name, expected in plain.items():
+        difference = float((found[name] - expected).norm() / expected.norm())
+        worst = max(worst, difference)
+        if not difference <= limit:
+            backend.training_model = None
+            raise PathtuneError(
+                f"the rewritten layers change {name} by {difference:.1e} (allowed "
+                f"{limit:.0e}); train with --no-compile, and please report this"
+            )
+    return f"rewritten layers, equal to the vendor's to {worst:.0e}"
+
+
+def _gradients(
+    backend: Backend,
+    delta: Delta,
+    graphs: list[object],
+    properties: Collection[Property],
+) -> dict[str, Tensor]:
+    """Return the outputs, and the gradient of the sum of their squares."""
+    parameters = list(delta.parameters())
+    out = backend.predict(backend.batch(graphs), delta(), properties, training=True)
+    finite = {name: value[value.isfinite()] for name, value in out.items()}
+    total = torch.stack([(v**2).sum() / v.detach().norm() for v in finite.values()])
+    outputs: dict[str, Tensor] = {n: v.detach() for n, v in finite.items()}
+    if not parameters:
+        return outputs
+    gradients = torch.autograd.grad(
+        total.sum(), parameters, allow_unused=True, materialize_grads=True
+    )
+    return {**outputs, "gradient": torch.cat([g.flatten() for g in gradients])}
