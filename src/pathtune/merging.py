@@ -100,7 +100,7 @@ def _verify(
     merged = backend.reload(path)
     ours = predict(backend, samples, weights=weights, shifts=shifts)
     theirs = predict(merged, samples)
-    worst = {"energy": 0.0, "forces": 0.0, "stress": 0.0}
+    worst = {"energy": 0.0, "forces": 0.0, "stress": 0.0, "magmoms": 0.0}
     allowed_energy = 1e-5
     for structure, a, b in zip(samples, ours, theirs, strict=True):
         for name in worst:
@@ -111,7 +111,7 @@ def _verify(
         # The vendor sums in float32: four roundings of the total energy.
         rounding = 4 * abs(float(b["energy"])) * 2**-24 / structure.n_atoms
         allowed_energy = max(allowed_energy, 1e-5 + rounding)
-    limits = {"energy": allowed_energy, "forces": 1e-5, "stress": 1e-5}
+    limits = {"energy": allowed_energy, "forces": 1e-5, "stress": 1e-5, "magmoms": 1e-5}
     for name, limit in limits.items():
         if not worst[name] <= limit:
             raise PathtuneError(

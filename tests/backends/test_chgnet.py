@@ -303,6 +303,19 @@ def test_vendors_tools_read_the_merged_file(name, tmp_path):
     assert all(after[e] == before[e] for e in before if e not in ("Ni", "O"))
 
 
+def test_a_merged_file_with_other_moments_is_refused(tmp_path, monkeypatch):
+    backend, path = model(), tmp_path / "merged.pth.tar"
+    moments = {"site_wise.bias": backend.stored_weights()["site_wise.bias"] + 1e-3}
+    save = backend.save
+    monkeypatch.setattr(
+        backend, "save", lambda path, weights, _: save(path, weights | moments, {})
+    )
+    delta = DeltaFile({}, {}, {"base": fingerprint(backend.stored_weights())})
+    with pytest.raises(PathtuneError, match="magmoms differs"):
+        pathtune.merge(backend, delta, path)
+    assert not path.exists()
+
+
 def small(tmp_path, **arguments) -> str:
     """Write a CHGNet of another architecture, as the vendor's trainer does."""
     with vendor_code():
