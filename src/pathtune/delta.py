@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathtune.deltafile import Change, exact_change
+from pathtune.errors import UsageError
 from pathtune.methods import base as methods
 from pathtune.paths import PathWeight, alive_entries
 from pathtune.properties import PROPERTIES, Property
@@ -74,7 +75,7 @@ class Delta(nn.Module):
             if indices is None:
                 merged[target.weight.name] = base + change.view(base.shape)
             else:
-                flat = base.flatten().index_add(0, indices, change)
+                flat = base.flatten().index_add(0, indices, change.to(base.dtype))
                 merged[target.weight.name] = flat.view(base.shape)
         return merged
 
@@ -105,7 +106,7 @@ class Delta(nn.Module):
 
     @property
     def alive(self) -> int:
-        """Number of selected entries that can receive a gradient."""
+        """Number of selected entries that the method can change."""
         return sum(t.size for t in self.targets)
 
 
@@ -143,13 +144,27 @@ def build(
         Seed of the method's initial values.
     properties
         What is trained.
+
+    Raises
+    ------
+    UsageError
+        If nothing is left to train, or nothing the method can change.
     """
     alive = alive_entries(path_weights, selection, elements, head, properties)
-    targets = [
-        methods.Target(w, np.asarray(alive[w.name]))
-        for w in path_weights
-        if w.name in alive
-    ]
+
+    def target(weight: PathWeight) -> methods.Target:
+        indices = np.asarray(alive[weight.name])
+        base = model_weights[weight.name].detach().flatten().cpu()
+        return methods.Target(weight, indices, base[torch.from_numpy(indices)])
+
+    covered = [w for w in path_weights if method.Change.covers(w)]
+    targets = [target(w) for w in covered if w.name in alive]
+    if not targets:
+        name = method.__name__.rpartition(".")[2]
+        raise UsageError(
+            f"method {name!r} changes nothing that selection {selection!r} leaves to "
+            f"train; in this model it can change {_listed({w.kind for w in covered})}"
+        )
     dtype = next(iter(model_weights.values())).dtype
     change = method.Change(
         config,
@@ -161,6 +176,10 @@ def build(
     return Delta(model_weights, targets, change)
 
 
+def _listed(kinds: Collection[str]) -> str:
+    return ", ".join(sorted(kinds)) or "no weight"
+
+
 def sparsity(updated: int, alive: int, total: int) -> dict[str, Any]:
     """Return the counts of a run.
 
@@ -169,7 +188,7 @@ def sparsity(updated: int, alive: int, total: int) -> dict[str, Any]:
     updated
         Entries whose merged value differs from the base.
     alive
-        Selected entries that can receive a gradient.
+        Selected entries that the method can change.
     total
         Elements of all named parameters of the base.
 

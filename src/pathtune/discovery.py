@@ -8,7 +8,7 @@ from types import ModuleType
 
 from pathtune.errors import UsageError, unknown
 
-_NOT_REGISTERED = {"base"}
+_NOT_REGISTERED = {"base", "low_rank", "support"}
 
 
 def names(kind: str) -> list[str]:

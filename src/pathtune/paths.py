@@ -45,6 +45,9 @@ class Path:
     head_axis
         Axis of `shape` that runs over the heads (modalities), or None; several where
         channels of each head are mixed with channels of the same head only.
+    block_in, block_out
+        Which block of the layer's input and output irreps it connects; paths with an
+        equal `block_in` read the same channels. None where that is not known.
     """
 
     start: int
@@ -54,6 +57,8 @@ class Path:
     irrep_out: str
     element_axis: int | None = None
     head_axis: int | tuple[int, ...] | None = None
+    block_in: int | None = None
+    block_out: int | None = None
 
     @property
     def l(self) -> int:  # noqa: E743, the field's name
@@ -86,6 +91,8 @@ class PathWeight:
         Names along `Path.head_axis`.
     properties
         Predicted properties that depend on it; () where the model never uses it.
+    unused
+        Flat indices of single entries the model never uses.
     """
 
     name: str
@@ -97,11 +104,22 @@ class PathWeight:
     elements: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     properties: tuple[Property, ...] = PROPERTIES
+    unused: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         """Number of entries."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it mixes channels: its paths, or itself, have two axes or more."""
+        return all(len(s) > 1 for s in [p.shape for p in self.paths] or [self.shape])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether several matrices lie one after another, as e3nn stores a layer."""
+        return self.is_matrix and len(self.shape) == 1
 
     def alive(
         self,
@@ -112,9 +130,10 @@ class PathWeight:
         """Return which entries can receive a gradient; bool, shape (size,).
 
         An entry that belongs to an element absent from the training data, to another
-        head, or to a property that is not trained, cannot.
+        head, or to a property that is not trained, cannot; nor can an unused one.
         """
         mask = np.full(self.size, not set(self.properties).isdisjoint(properties))
+        mask[list(self.unused)] = False
         present = set(elements)
         for path in self.paths:
             block = mask[path.start : path.stop].reshape(path.shape)
@@ -130,7 +149,7 @@ class PathWeight:
     def describe(self) -> dict[str, Any]:
         """Return the record as plain JSON types, without the name."""
         record = asdict(self)
-        del record["name"]
+        del record["name"], record["unused"]
         return record
 
 

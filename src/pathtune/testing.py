@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pathtune import delta as deltas
 from pathtune import discovery
 from pathtune.backends.base import Backend
 from pathtune.deltafile import DeltaFile, fingerprint
+from pathtune.paths import alive_entries
 from pathtune.prediction import predict
 from pathtune.properties import Property, Structure
 from pathtune.training import optimizer
@@ -89,17 +91,27 @@ def check_backend(backend: Backend, structures: Sequence[Structure]) -> None:
     )
 
 
-def check_method(backend: Backend, name: str, structure: Structure) -> None:
-    """Check a method on a model: start, gradients, one step, merging, counting.
+def check_method(
+    backend: Backend, name: str, structure: Structure, *, selection: str | None = None
+) -> dict[str, Tensor]:
+    """Check a method on a model: start, gradients, steps, merging, counting.
 
     Parameters
     ----------
     backend
-        A loaded model, small and in float64.
+        A loaded model, small.
     name
         Registered name of the method.
     structure
         A structure whose elements are not all of the model's.
+    selection
+        Which weights; the method's own default without.
+
+    Returns
+    -------
+    dict
+        The merged weights after a few steps in every phase of the method, in the
+        stored dtype.
 
     Raises
     ------
@@ -109,17 +121,18 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     """
     method = discovery.load("methods", name)
     config = method.Config()
+    selection = selection or config.select
     properties: list[Property] = ["energy", "forces"]
     elements = sorted(set(structure.atoms.symbols))
     named = dict(backend.model.named_parameters())
-    records = {w.name: w for w in backend.path_weights()}
+    records = backend.path_weights()
     stored = backend.stored_weights()
     delta = deltas.build(
-        list(records.values()),
+        records,
         named,
         method=method,
         config=config,
-        selection=config.select,
+        selection=selection,
         elements=elements,
         head=backend.head,
         seed=0,
@@ -127,28 +140,17 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     )
     starts_at_base = all(torch.equal(w, named[n]) for n, w in delta().items())
     _check(starts_at_base == delta.change.is_zero_at_start, "start is not as declared")
-    _check(
-        sum(p.numel() for p in delta.parameters()) >= delta.alive,
-        "fewer trainable numbers than entries",
-    )
 
-    opt = optimizer.build(delta.change.param_groups(), 0)
     batch = backend.batch([backend.graph(structure.atoms)])
     base = {n: p.clone() for n, p in named.items()}
-    for _ in range(3):
-        opt.zero_grad()
-        out = backend.predict(batch, delta(), properties, training=True)
-        (out["energy"].sum() ** 2 + (out["forces"] ** 2).sum()).backward(
-            inputs=optimizer.parameters(opt)
-        )
-        _check(
-            all(
-                p.grad is not None and bool(torch.isfinite(p.grad).all())
-                for p in optimizer.parameters(opt)
-            ),
-            "a gradient is missing or not finite",
-        )
-        opt.step()
+    opt = optimizer.build(delta.change.param_groups(), 0)
+    _steps(backend, delta, opt, batch, properties)
+    if delta.change.phase_pending:
+        opt.eval()
+        delta.change.begin_phase()
+        _check(not delta.change.phase_pending, "the phase has not begun")
+        opt = optimizer.build(delta.change.param_groups(), 0)
+        _steps(backend, delta, opt, batch, properties)
     _check(
         all(torch.equal(base[n], p) for n, p in named.items()),
         "a training step changed the foundation model",
@@ -157,12 +159,14 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     with optimizer.averaged(opt), torch.no_grad():
         functional = delta()
         changes = delta.changes(stored)
-    _check(bool(changes), "training changed nothing")
-    for name_, weight in functional.items():
-        record = records[name_]
-        dead = ~torch.from_numpy(record.alive(elements, backend.head, properties))
-        same = weight.flatten()[dead] == named[name_].flatten()[dead]
-        _check(bool(same.all()), f"{name_}: an entry that cannot be trained moved")
+    trains = delta.change.trainable > 0
+    _check(bool(changes) == trains, "training changed nothing, or without parameters")
+    movable = alive_entries(records, selection, elements, backend.head, properties)
+    _check(set(functional) <= set(movable), "a weight that is not selected changes")
+    for parameter, weight in functional.items():
+        moved = torch.nonzero(weight.flatten() != named[parameter].flatten()).flatten()
+        only = np.isin(moved.cpu().numpy(), movable[parameter]).all()
+        _check(bool(only), f"{parameter}: an entry that cannot be trained moved")
     saved = DeltaFile(changes, {}, {"base": fingerprint(stored)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"
@@ -172,6 +176,29 @@ def check_method(backend: Backend, name: str, structure: Structure) -> None:
     brute = sum(int((merged[n] != stored[n]).sum()) for n in merged)
     _check(brute == reloaded.updated_parameters, "updated entries are miscounted")
     _check_same(backend, structure, functional, merged)
+    return merged
+
+
+def _steps(
+    backend: Backend,
+    delta: deltas.Delta,
+    opt: Any,
+    batch: Any,
+    properties: Sequence[Property],
+    n: int = 3,
+) -> None:
+    """Do some steps; every trainable tensor has to get a finite gradient."""
+    parameters = optimizer.parameters(opt)
+    for _ in range(n if parameters else 0):
+        opt.zero_grad()
+        out = backend.predict(batch, delta(), properties, training=True)
+        loss = out["energy"].sum() ** 2 + (out["forces"] ** 2).sum()
+        loss.backward(inputs=parameters)
+        _check(
+            all(p.grad is not None and p.grad.isfinite().all() for p in parameters),
+            "a gradient is missing or not finite",
+        )
+        opt.step()
 
 
 def _check_same(

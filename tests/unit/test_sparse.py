@@ -23,8 +23,8 @@ def targets():
     )  # fmt: skip
     second = PathWeight("b", (2, 3), "radial", "interaction", 1)
     return [
-        base.Target(first, np.arange(6)),
-        base.Target(second, np.array([0, 1, 3, 5])),
+        base.Target(first, np.arange(6), torch.ones(6)),
+        base.Target(second, np.array([0, 1, 3, 5]), torch.ones(4)),
     ]
 
 

@@ -276,6 +276,8 @@ def instruction_paths(
                 str(irreps_in[i_in].ir),
                 str(layer.irreps_out[instruction.i_out].ir),
                 element_axis=element_axis,
+                block_in=i_in,
+                block_out=instruction.i_out,
             )
         )
         start = stop

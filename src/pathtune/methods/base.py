@@ -14,24 +14,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from pathtune.paths import PathWeight
 
 
 class MethodConfig(BaseModel):
-    """Settings every method has."""
+    """What every method's settings have; ``--lr`` sets the field ``lr``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     #: Entries a newcomer gets when ``--select`` is not given.
     select: ClassVar[str] = "all"
 
-    lr: float = Field(gt=0)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """The trainable entries of one parameter.
 
@@ -41,10 +39,13 @@ class Target:
         The record of the parameter.
     indices
         Flat indices of its selected, alive entries; int64, ascending.
+    base
+        The foundation model's values of these entries, shape (size,), on the CPU.
     """
 
     weight: PathWeight
     indices: np.ndarray
+    base: Tensor
 
     @property
     def size(self) -> int:
@@ -53,9 +54,7 @@ class Target:
 
     def path_sizes(self) -> list[int]:
         """Trainable entries in each path, in order; [size] without paths."""
-        starts = [p.start for p in self.weight.paths]
-        if not starts:
-            return [self.size]
+        starts = [p.start for p in self.weight.paths] or [0]
         edges = np.searchsorted(self.indices, [*starts, self.weight.size])
         return [int(n) for n in np.diff(edges) if n]
 
@@ -81,6 +80,20 @@ class Change(nn.Module, ABC):
         self.total_parameters = total_parameters
         self.initialise(dtype, generator)
 
+    @classmethod
+    def covers(cls, weight: PathWeight) -> bool:
+        """Whether the method can change this parameter where it is selected."""
+        return True
+
+    @property
+    def trainable(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut a tensor over all targets' entries into one of each target."""
+        return list(flat.split([t.size for t in self.targets]))
+
     @abstractmethod
     def initialise(self, dtype: torch.dtype, generator: torch.Generator) -> None:
         """Create the trainable tensors (on the CPU, from `generator`)."""
@@ -91,7 +104,10 @@ class Change(nn.Module, ABC):
 
     @abstractmethod
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer's groups: params, lr, weight_decay."""
+        """Return the optimizer's groups: params, lr, weight_decay.
+
+        No group trains nothing.
+        """
 
     @property
     def phase_pending(self) -> bool:

@@ -33,7 +33,6 @@ class Change(base.Change):
     """dW is the parameter itself, zero at the start."""
 
     is_zero_at_start: ClassVar[bool] = True
-    config: Config
 
     def initialise(self, dtype: torch.dtype, generator: torch.Generator) -> None:
         """Set dW = 0."""
@@ -42,7 +41,7 @@ class Change(base.Change):
 
     def forward(self) -> list[Tensor]:
         """Return dW of each target."""
-        return list(self.delta.split([t.size for t in self.targets]))
+        return self.split(self.delta)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return one group."""

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pathtune.methods import base
+from pathtune.methods import support
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "low": {"tau_weight_decay": 0.01},
@@ -25,7 +25,26 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class Config(base.MethodConfig):
+class ThresholdConfig(support.Config):
+    """Settings of a learnable threshold; `max_updated_percent` None is as published.
+
+    Parameters
+    ----------
+    init_std
+        Standard deviation σ of dW at the start.
+    initial_threshold
+        δ at the start; τ starts at logit(δ).
+    tau_per
+        One threshold for each parameter (``layer``) or each irreps path (``path``).
+    """
+
+    lr: float = Field(1e-2, gt=0)
+    init_std: float = Field(0.01, gt=0)
+    initial_threshold: float = Field(1e-3, gt=0, lt=1)
+    tau_per: Literal["layer", "path"] = "layer"
+
+
+class Config(ThresholdConfig):
     """Settings of the sparse method; the names follow the paper's symbols.
 
     Parameters
@@ -35,33 +54,11 @@ class Config(base.MethodConfig):
     tau_lr, tau_weight_decay
         Of the threshold logit (η_τ, λ_τ); `tau_lr` None means `lr`. Decay pulls τ
         towards 0, so more decay means a larger threshold: sparser.
-    init_std
-        Standard deviation σ of dW at the start.
-    initial_threshold
-        δ at the start; τ starts at logit(δ).
-    tau_per
-        One threshold for each parameter (``layer``) or each irreps path (``path``).
-    max_updated_percent
-        Upper bound on the updated share of all parameters of the model, in percent.
-        With a bound the run has two phases: the thresholds choose, then the entries
-        that survived (at most this many, the largest first) are refitted without a
-        threshold, which also undoes the shrinkage by δ. None: one phase, as published.
-    refit_fraction
-        Share of the steps spent on the second phase.
-    refit_lr
-        Learning rate of the second phase; few weights need larger steps.
     """
 
-    lr: float = Field(1e-2, gt=0)
     weight_decay: float = Field(1e-8, ge=0)
     tau_lr: float | None = Field(None, gt=0)
     tau_weight_decay: float = Field(0.01, ge=0)
-    init_std: float = Field(0.01, gt=0)
-    initial_threshold: float = Field(1e-3, gt=0, lt=1)
-    tau_per: Literal["layer", "path"] = "layer"
-    max_updated_percent: float | None = Field(None, gt=0, le=100)
-    refit_fraction: float = Field(0.4, gt=0, lt=1)
-    refit_lr: float = Field(2e-2, gt=0)
 
 
 def soft_threshold(delta: Tensor, threshold: Tensor) -> Tensor:
@@ -77,18 +74,15 @@ def soft_threshold(delta: Tensor, threshold: Tensor) -> Tensor:
     return delta.sign() * torch.relu(delta.abs() - threshold)
 
 
-class Change(base.Change):
+class Change(support.Change):
     """dW = S(dW, sigmoid(τ)), one τ for each layer or path.
 
     The dense dW stays the parameter and the threshold acts in the forward pass only:
     an entry can come back when δ falls, and autograd through sign and ReLU gives the
-    paper's gradients exactly.
+    paper's gradients exactly. A refit of the survivors undoes their shrinkage by δ.
     """
 
     is_zero_at_start: ClassVar[bool] = False
-    config: Config
-    support: Tensor
-    refitting: Tensor
 
     def initialise(self, dtype: torch.dtype, generator: torch.Generator) -> None:
         """Draw dW ~ N(0, σ²); set τ = logit(δ)."""
@@ -99,17 +93,11 @@ class Change(base.Change):
         start = self.config.initial_threshold
         logit = math.log(start / (1 - start))
         segments = sum(len(s) for s in self._sizes)
-        self.delta = nn.Parameter((self.config.init_std * noise).to(dtype))
+        self.own((self.config.init_std * noise).to(dtype))
         self.tau = nn.Parameter(torch.full((segments,), logit, dtype=dtype))
-        #: Entries that may differ from zero in the second phase; all False before it.
-        self.register_buffer("support", torch.zeros(total, dtype=torch.bool))
-        self.register_buffer("refitting", torch.tensor(False))
 
-    def forward(self) -> list[Tensor]:
-        """Return S(dW, sigmoid(τ)) of each target; dW on the support when refitting."""
-        if self.refitting:
-            fixed = self.delta * self.support
-            return list(fixed.split([t.size for t in self.targets]))
+    def free(self) -> list[Tensor]:
+        """Return S(dW, sigmoid(τ)) of each target."""
         sizes = [n for segments in self._sizes for n in segments]
         thresholds = torch.sigmoid(self.tau).unbind()
         parts = [
@@ -124,13 +112,9 @@ class Change(base.Change):
             changes.append(own[0] if len(own) == 1 else torch.cat(own))
         return changes
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return {dW: η, λ_Δ} and {τ: η_τ, λ_τ}; dW alone when refitting."""
+    def free_groups(self) -> list[dict[str, Any]]:
+        """Return {dW: η, λ_Δ} and {τ: η_τ, λ_τ}."""
         config = self.config
-        if self.refitting:
-            return [
-                {"params": [self.delta], "lr": config.refit_lr, "weight_decay": 0.0}
-            ]
         tau_lr = config.lr if config.tau_lr is None else config.tau_lr
         return [
             {
@@ -145,31 +129,9 @@ class Change(base.Change):
             },
         ]
 
-    @property
-    def phase_pending(self) -> bool:
-        """Whether the support is still to be fixed."""
-        return self.config.max_updated_percent is not None and not self.refitting
-
-    def phase_due(self, progress: float) -> bool:
-        """Whether the support is to be fixed now."""
-        return self.phase_pending and progress >= 1 - self.config.refit_fraction
-
-    @torch.no_grad()
-    def begin_phase(self) -> None:
-        """Fix the support: the survivors, cut to the bound by size; dW starts at Ŵ."""
-        assert self.config.max_updated_percent is not None
-        survivors = torch.cat(self())
-        budget = int(self.config.max_updated_percent / 100 * self.total_parameters)
-        order = survivors.abs().argsort(descending=True, stable=True)
-        self.support.zero_()
-        self.support[order[:budget]] = True
-        self.support &= survivors != 0
-        self.delta.copy_(survivors * self.support)
-        self.refitting.fill_(True)
-
     def thresholds(self) -> Mapping[str, list[float]]:
         """Return δ = sigmoid(τ) of each parameter (one, or one for each path)."""
-        if self.refitting:
+        if self.is_fixed:
             return {}
         values = iter(torch.sigmoid(self.tau.detach()).tolist())
         return {

@@ -249,7 +249,8 @@ def train(
                 }
                 log.evaluation(record)
                 for name, layer in record["layers"].items():
-                    if layer["updated"] == 0 and name not in pruned and step:
+                    is_pruned = "threshold" in layer and layer["updated"] == 0
+                    if is_pruned and name not in pruned and step:
                         pruned.add(name)
                         log.say(
                             f"  note: {name} has pruned itself away; it stays at the "

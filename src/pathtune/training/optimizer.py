@@ -17,7 +17,7 @@ def build(groups: list[dict[str, Any]], warmup_steps: int) -> AdamWScheduleFree:
     Parameters
     ----------
     groups
-        From `Change.param_groups`.
+        From `Change.param_groups`; none for a method that trains nothing.
     warmup_steps
         Steps over which the learning rate rises linearly.
 
@@ -25,6 +25,8 @@ def build(groups: list[dict[str, Any]], warmup_steps: int) -> AdamWScheduleFree:
     ----------
     Defazio et al., The Road Less Scheduled, NeurIPS 2024.
     """
+    # The library refuses an empty list, but not an empty group.
+    groups = groups or [{"params": []}]
     optimizer = AdamWScheduleFree(groups, warmup_steps=warmup_steps)
     optimizer.train()
     return optimizer
