@@ -217,30 +217,39 @@ def _frames(path: Path, stream_above: float) -> Sequence[Atoms]:
         raise PathtuneError(f"{path} is a directory; name the file inside it")
     if not path.is_file():
         raise PathtuneError(f"{path} does not exist; check the path of the data file")
-    found: Sequence[Atoms] | None = None
-    if path.stat().st_size > stream_above * 2**20:
-        found = _stored(path)
-    if found is None:
-        found = []
+    with _reading(path, ()):
+        stored = open_frames(path)
+    found: list[Atoms] = []
+    if stored is None:
         with _reading(path, found):
-            for atoms in _iterate(path):
+            for atoms in _in_order(path):
                 found.append(atoms)
+    elif path.stat().st_size > stream_above * 2**20 and len(stored):
+        return _named(path, stored)
+    else:
+        found.extend(_named(path, stored))
     if not found:
         raise PathtuneError(f"{path} holds no structure; check the file")
     return found
 
 
-def _stored(path: Path) -> Lazy[Atoms] | None:
-    with _reading(path, ()):
-        stored = open_frames(path)
-    if stored is None:
-        return None
+def _named(path: Path, stored: Sequence[Atoms]) -> Lazy[Atoms]:
+    """Return the same frames; one that cannot be read is named."""
 
     def read_one(i: int) -> Atoms:
         with _reading(path, range(i)):
             return stored[i]
 
     return Lazy(read_one, len(stored))
+
+
+def _in_order(path: Path) -> Iterator[Atoms]:
+    """Yield the frames of a file that has to be read from its beginning."""
+    if filetype(str(path)) == "json":
+        with ase.db.connect(str(path)) as database:
+            yield from map(row_atoms, database.select())
+    else:
+        yield from ase.io.iread(path, index=":")
 
 
 @contextlib.contextmanager
@@ -256,16 +265,6 @@ def _reading(path: Path, before: Collection[object]) -> Iterator[None]:
             f"{path}:{len(before)}: ASE cannot read this frame ({reason}); check that "
             "the file is complete and in the format its name says"
         ) from error
-
-
-def _iterate(path: Path) -> Iterator[Atoms]:
-    if path.suffix == ".aselmdb" or filetype(str(path)) == "db":
-        yield from open_frames(path) or ()
-    elif filetype(str(path)) == "json":
-        with ase.db.connect(str(path)) as database:
-            yield from map(row_atoms, database.select())
-    else:
-        yield from ase.io.iread(path, index=":")
 
 
 def _sources(atoms: Atoms) -> dict[str, Any]:
