@@ -111,6 +111,23 @@ def _mace(model: str) -> Any:
         return calculator(model_paths=model, device="cpu", default_dtype="float32")
 
 
+def _nequip(model: str) -> Any:
+    """Return the calculator as in a process that the vendor has set up for good."""
+    from pathtune.backends.nequip import _vendor_state
+
+    vendor = _vendor("nequip.integrations.ase", "NequIPCalculator")
+
+    class Calculator(vendor):
+        def calculate(self, *args, **kwargs):
+            with undisturbed(torch.float64):
+                super().calculate(*args, **kwargs)
+
+    with _vendor_state():
+        return Calculator._from_saved_model(
+            model, device="cpu", chemical_species_to_atom_type_map=True
+        )
+
+
 FAMILIES: dict[str, Family] = {
     "chgnet": Family(
         model="chgnet",
@@ -126,6 +143,15 @@ FAMILIES: dict[str, Family] = {
         calculator=_mace,
         broken=lambda backend: _component_wise(
             backend.model.interactions[0].linear, lambda features: features
+        ),
+    ),
+    "nequip": Family(
+        model=str(MODELS / "nequip-small.nequip.zip"),
+        suffix=".nequip.zip",
+        calculator=_nequip,
+        broken=lambda backend: _component_wise(
+            backend.model.get_submodule("model.func.layer0_convnet.conv.linear_2"),
+            lambda features: features,
         ),
     ),
     "sevennet": Family(
