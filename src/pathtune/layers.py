@@ -334,32 +334,32 @@ def edge_rows(center: Tensor, n: int) -> tuple[Tensor | None, Tensor, Tensor | N
     return (None if in_order else rows), places, owners
 
 
+def drop_in(module: nn.Module) -> nn.Module | None:
+    """Return the replacement of one of e3nn's own layers, or None."""
+    from e3nn import o3
+
+    if isinstance(module, o3.Linear) and Linear.replaces(module):
+        return Linear(module)
+    is_product = isinstance(module, o3.FullyConnectedTensorProduct)
+    if is_product and SpeciesProduct.replaces(module):
+        return SpeciesProduct(module)
+    return None
+
+
 def rewritten(
-    model: nn.Module, replace: Callable[[nn.Module], nn.Module | None] | None = None
+    model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]
 ) -> nn.Module:
-    """Return a copy of a model with its e3nn layers replaced; same parameter names.
+    """Return a copy of a model with layers replaced.
 
     Parameters
     ----------
     model
         Not modified.
-    replace
-        Asked for every module first: the family's own replacement, or None.
+    replacement
+        Module -> what replaces it, with the same parameters by the same names; None
+        leaves it and goes on inside.
     """
-    from e3nn import o3
-
     model = copy.deepcopy(model)
-
-    def replacement(module: nn.Module) -> nn.Module | None:
-        own = replace(module) if replace is not None else None
-        if own is not None:
-            return own
-        if isinstance(module, o3.Linear) and Linear.replaces(module):
-            return Linear(module)
-        is_product = isinstance(module, o3.FullyConnectedTensorProduct)
-        if is_product and SpeciesProduct.replaces(module):
-            return SpeciesProduct(module)
-        return None
 
     def descend(module: nn.Module) -> None:
         for name, child in list(module.named_children()):
@@ -368,8 +368,6 @@ def rewritten(
                 descend(child)
             else:
                 module._modules[name] = new
-                if not isinstance(new, (Linear, SpeciesProduct)):
-                    descend(new)
 
     descend(model)
     return model

@@ -351,7 +351,7 @@ class Backend(Contract):
         def fused(module: Any) -> Any:
             is_product = type(module) is o3.TensorProduct
             if not (is_product and layers.Convolution.replaces(module)):
-                return None
+                return layers.drop_in(module)
             return _Fused(module, self.dtype).to(self.device)
 
         with _vendor():

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pathtune import files, trust
+from pathtune import files, layers, trust
 from pathtune.backends.base import Backend as Contract
 from pathtune.backends.base import (
     ModelInfo,
@@ -383,6 +383,23 @@ class Backend(Contract):
             predicted = {name: value.detach() for name, value in predicted.items()}
         return predicted
 
+    def rewritten(self) -> nn.Module:
+        """Return the model with layers rewritten for training; see the contract."""
+
+        def replacement(module: Any) -> nn.Module | None:
+            # Classes of packages are copies of the vendor's: go by their names.
+            kind = type(module).__name__
+            if kind == "TensorProductScatter" and layers.Convolution.replaces(
+                module.tp
+            ):
+                fused = _Fused(layers.Convolution(module.tp, self.dtype))
+                return fused.to(self.device)
+            if kind == "Linear" and hasattr(module, "irreps_in"):
+                return layers.Linear(module) if layers.Linear.replaces(module) else None
+            return None
+
+        return layers.rewritten(self.model, replacement)
+
     def path_weights(self) -> list[PathWeight]:
         """Classify every parameter, with the paths of e3nn's own instructions."""
         modules = dict(self.model.named_modules())
@@ -620,3 +637,23 @@ def _scalar_path(
     """Return the one path of a weight between scalars."""
     size = math.prod(shape)
     return (IrrepsPath(0, size, shape, "0e", "0e", element_axis=element_axis),)
+
+
+class _Fused(nn.Module):
+    """The convolution as the vendor's interaction block calls it."""
+
+    def __init__(self, convolution: layers.Convolution) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_attr: Tensor,
+        edge_weight: Tensor,
+        edge_dst: Tensor,
+        edge_src: Tensor,
+    ) -> Tensor:
+        """(n_atoms, irreps_in) -> (n_atoms, irreps_mid)."""
+        summed: Tensor = self.convolution(x, edge_attr, edge_weight, edge_src, edge_dst)
+        return summed

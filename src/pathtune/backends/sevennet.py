@@ -312,10 +312,9 @@ class Backend(Contract):
         )
 
         def fused(module: Any) -> Any:
-            if type(module) is not IrrepsConvolution:
-                return None
-            if not layers.Convolution.replaces(module.convolution):
-                return None
+            is_convolution = type(module) is IrrepsConvolution
+            if not (is_convolution and layers.Convolution.replaces(module.convolution)):
+                return layers.drop_in(module)
             # The vendor's place for kernels that gather and sum by themselves.
             new = IrrepsScatterGatterFusedConvolution.from_irreps_convolution(module)
             convolution = layers.Convolution(module.convolution, self.dtype)
