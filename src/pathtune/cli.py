@@ -224,7 +224,9 @@ def finetune(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Run folder.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="sparse or full.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="sparse, full, elora, lora, dense, ...")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="low (accurate) or high (sparsest).")
     ] = None,

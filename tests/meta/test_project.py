@@ -21,7 +21,7 @@ import pathtune
 from pathtune import cli, discovery
 from pathtune.config import RunConfig
 from pathtune.methods import base
-from pathtune.paths import PathWeight
+from pathtune.paths import Path, PathWeight
 from tests.conftest import ROOT
 
 if sys.version_info >= (3, 11):
@@ -175,26 +175,35 @@ def test_the_python_in_the_docs_exists(page):
 
 def test_the_example_method_of_the_docs_works():
     block = next(b for b in blocks("docs/extending.md", "python") if "Change" in b)
-    module = types.ModuleType("random_support")
+    module = types.ModuleType("path_scale")
     sys.modules[module.__name__] = module
     try:
         exec(compile(block, "docs/extending.md", "exec"), module.__dict__)
     finally:
         del sys.modules[module.__name__]
-    weights = [PathWeight(name, (100,), "linear", "readout") for name in "ab"]
+    paths = (Path(0, 2, (1, 2), "0e", "0e"), Path(2, 6, (2, 2), "1o", "1o"))
+    weights = [
+        PathWeight("a", (6,), "linear", "interaction", 0, paths),
+        PathWeight("b", (2,), "linear", "readout"),
+    ]
+    values = [torch.arange(6.0).double(), torch.tensor([7.0, 8.0]).double()]
     change = module.Change(
-        module.Config(fraction=0.3),
-        [base.Target(w, np.arange(100)) for w in weights],
-        total_parameters=200,
+        module.Config(),
+        [
+            base.Target(w, np.arange(w.size), v)
+            for w, v in zip(weights, values, strict=True)
+        ],
+        total_parameters=8,
         dtype=torch.float64,
         generator=torch.Generator().manual_seed(0),
     )
-    torch.optim.SGD(change.param_groups(), momentum=0.9)
-    for part in change():
-        assert part.shape == (100,)
-        assert not part.any()
+    assert [part.tolist() for part in change()] == [[0] * 6, [0] * 2]
+    optimizer = torch.optim.SGD(change.param_groups())
     torch.cat(change()).sum().backward()
-    assert 0 < int(change.delta.grad.count_nonzero()) < 200
+    assert change.scale.grad.tolist() == [1, 14, 15]
+    optimizer.step()
+    changed = torch.cat(change()) / torch.cat(values)
+    assert changed[1:].tolist() == pytest.approx([-0.01] + 4 * [-0.14] + 2 * [-0.15])
 
 
 # Metadata
