@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import resource
@@ -52,7 +53,8 @@ def _forget_peak(device: torch.device) -> None:
     elif sys.platform == "linux":
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        with contextlib.suppress(OSError):  # some containers forbid it
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def limit_mib(device: torch.device, stated_gib: float | None) -> float:
@@ -110,17 +112,18 @@ def most_edges(
     PathtuneError
         If the largest frame alone does not fit.
     """
-    order = np.argsort(n_edges, kind="stable")[::-1].tolist()
-    largest = edges = int(n_edges[order[0]])
+    sizes = np.maximum(n_edges, 1).tolist()
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    largest = edges = sizes[order[0]]
     _forget_peak(device)
     points = [(0, peak_mib(device))]
     while True:
         rows, total = [order[0]], largest
         for i in islice(cycle(order), 1, None):
-            if total + n_edges[i] > edges:
+            if total + sizes[i] > edges:
                 break
             rows.append(i)
-            total += int(n_edges[i])
+            total += sizes[i]
         _forget_peak(device)
         try:
             compute(rows)
@@ -132,11 +135,11 @@ def most_edges(
         points.append((total, peak))
         if edges >= most:
             return most
-        (before, low), (now, high) = points[-2:]
-        slope = max(high - low, 0.0) / (now - before) if now > before else 0.0
-        if high + slope * now > limit:
-            return max(largest, _two_digits(int(now + (limit - high) / slope)))
         edges = min(2 * edges, most)
+        (before, low), (now, high) = points[-2:]
+        slope = max(high - low, 0.0) / max(now - before, 1)
+        if high + slope * (edges - now) > limit:
+            return max(largest, _two_digits(int(now + (limit - high) / slope)))
     if len(points) == 1:
         raise PathtuneError(
             f"the largest frame ({largest} edges) alone takes more than the "
