@@ -223,6 +223,47 @@ def test_symmetry_control_must_fail(load, family):
     assert energy > 10 * limit or forces > 100 * limit
 
 
+def test_rewritten_layers_give_the_same_gradients(load, family):
+    """Ten batches of different sizes, a lone atom and padded rows among them."""
+    backend = load(dtype=family.precision)
+    rewritten = backend.rewritten()
+    if rewritten is None:
+        pytest.skip("this family has no rewritten layers")
+    named = dict(backend.model.named_parameters())
+    assert {n: p.shape for n, p in rewritten.named_parameters()} == {
+        n: p.shape for n, p in named.items()
+    }
+    frames = [s.atoms for s in samples(family)]
+    frames.append(frames[0].repeat((1, 2, 1)))
+    frames.append(ase.Atoms("Ni", cell=[20, 20, 20], pbc=True))
+    for index, atoms in enumerate(frames):
+        atoms.rattle(0.03, seed=index)
+    graphs = [backend.graph(atoms) for atoms in frames]
+    generator = np.random.default_rng(0)
+
+    def gradient(batch, model):
+        backend.training_model = model
+        weights = {n: p.clone().requires_grad_() for n, p in named.items()}
+        out = backend.predict(batch, weights, ["energy", "forces"], training=True)
+        loss = out["energy"].pow(2).sum() + out["forces"].pow(2).sum()
+        parts = torch.autograd.grad(
+            loss, list(weights.values()), allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([out["forces"].detach().flatten(), *map(torch.ravel, parts)])
+
+    limit = {"float32": 1e-5, "float64": 1e-10}[family.precision]
+    try:
+        for size in range(1, 11):
+            chosen = generator.choice(
+                len(graphs), min(size, len(graphs)), replace=False
+            )
+            batch = backend.batch([graphs[i] for i in chosen])
+            plain, other = (gradient(batch, model) for model in (None, rewritten))
+            assert float((plain - other).norm() / plain.norm()) < limit
+    finally:
+        backend.training_model = None
+
+
 def test_a_missing_precision_is_refused(load, family):
     if family.precision == "float64":
         assert load(dtype="float64").dtype == torch.float64
