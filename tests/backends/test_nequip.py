@@ -327,6 +327,36 @@ def test_training_on_a_batch_with_and_without_a_cell(load):
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
 
 
+@pytest.mark.parametrize(
+    "name", ["tiny.nequip.zip", "trainable.nequip.zip", "tiny.ckpt"]
+)
+def test_rewritten_layers_train_alike(load, name):
+    """Predictions and gradients, also of an atom without neighbours."""
+    backend = load(name, "float64")
+    model = backend.rewritten()
+    scatter = "model.func.layer1_convnet.conv.tp_scatter"
+    assert type(model.get_submodule(scatter)) is not type(
+        backend.model.get_submodule(scatter)
+    )
+    batch = backend.batch([backend.graph(s.atoms) for s in samples()])
+    results = []
+    try:
+        for backend.training_model in (None, model):
+            weights = {
+                name: p.detach().clone().requires_grad_()
+                for name, p in backend.model.named_parameters()
+            }
+            out = backend.predict(batch, weights, backend.properties, training=True)
+            loss = out["energy"].sum() + (out["forces"] ** 2).sum()
+            loss = loss + (out["stress"][1:3] ** 2).sum()
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            results.append((out["energy"], out["forces"], out["stress"], *gradients))
+    finally:
+        backend.training_model = None
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain, rtol=0, atol=1e-11, equal_nan=True)
+
+
 # Merged files
 
 
