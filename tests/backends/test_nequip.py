@@ -15,7 +15,6 @@ import ase
 import ase.build
 import numpy as np
 import pytest
-import requests
 import torch
 
 import pathtune
@@ -548,9 +547,9 @@ def test_names_and_what_they_mean(monkeypatch, tmp_path):
 
 def test_a_failed_download_says_where_the_file_is_expected(monkeypatch, tmp_path):
     def offline(self, url):
-        raise requests.ConnectionError("no route to host")
+        raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(requests.Session, "get", offline)
+    monkeypatch.setattr("requests.Session.get", offline)
     monkeypatch.setenv("NEQUIP_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(PathtuneError) as caught:
         pathtune.load("NequIP-OAM-L", trust_checkpoint=True)
@@ -565,7 +564,7 @@ def test_a_failed_download_says_where_the_file_is_expected(monkeypatch, tmp_path
 def test_the_vendors_cache_is_used_without_a_network(monkeypatch, tmp_path, folder):
     """The record is the one the vendor writes beside a download."""
     monkeypatch.setenv("NEQUIP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(requests.Session, "get", None)
+    monkeypatch.setattr("requests.Session.get", None)
     (tmp_path / "aaa.metadata.json").write_text("{", encoding="utf-8")
     shutil.copy(folder / "tiny.nequip.zip", tmp_path / "abc.nequip.zip")
     record = {"model_id": "mir-group/NequIP-OAM-L:0.1"}
