@@ -29,7 +29,7 @@ all: test
 .venv-mace/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-mace
 	.venv-mace/bin/python $(PIP) torch
-	.venv-mace/bin/python $(PIP) -e ".[mace,dev]"
+	.venv-mace/bin/python $(PIP) -e ".[mace,cueq,dev]"
 	touch $@
 
 .venv-core/installed: pyproject.toml constraints.txt

@@ -129,20 +129,21 @@ def nequip(data: Path) -> None:
     energies = np.array([atoms.info["REF_energy"] for atoms in frames])
     shifts = np.linalg.lstsq(counts, energies)[0]
     settings = {
-        "train": str(data / "train.xyz"),
-        "valid": str(data / "valid.xyz"),
         "r_max": R_MAX,
         "elements": list(ELEMENTS),
         "shifts": dict(zip(ELEMENTS, shifts.tolist(), strict=True)),
         **yaml.safe_load((HERE / "nequip.yaml").read_text()),
     }
-    folder = data / "nequip"
-    folder.mkdir(exist_ok=True)
-    (folder / "train.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    vendor("nequip-train", f"--config-dir={folder}", "--config-name=train", cwd=folder)
+    (data / "nequip.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    # A package carries its settings: paths in them are relative to the data.
+    vendor(
+        *("nequip-train", f"--config-dir={data}", "--config-name=nequip"),
+        *("hydra.run.dir=nequip", "trainer.callbacks.0.dirpath=nequip"),
+        cwd=data,
+    )
     package = HERE / "nequip-small.nequip.zip"
     package.unlink(missing_ok=True)
-    vendor("nequip-package", "build", folder / "best.ckpt", package, cwd=folder)
+    vendor("nequip-package", "build", "nequip/best.ckpt", package, cwd=data)
 
 
 def vendor(command: str, *arguments: str | Path, cwd: Path | None = None) -> None:

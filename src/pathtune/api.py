@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
+from pathtune import acceleration, files, metrics, structures
 from pathtune import delta as deltas
-from pathtune import files, metrics, structures
 from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, read_yaml, validate
 from pathtune.deltafile import DeltaFile, fingerprint
@@ -257,6 +257,7 @@ def evaluate(
     overwrite: bool = False,
     keys: Mapping[Property, str] | None = None,
     batch_size: int = 16,
+    accelerator: str | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -278,6 +279,8 @@ def evaluate(
         Label keys, where they are not the usual ones.
     batch_size
         Structures in one call of the model.
+    accelerator
+        Predict with the vendor's calculator and these kernels; see `calculator`.
     console
         Where progress is shown.
     **options
@@ -305,6 +308,9 @@ def evaluate(
             )
 
     sums = metrics.Sums()
+    fast = accelerator and acceleration.calculator(
+        backend, weights, shifts, accelerator
+    )
 
     def predicted() -> Iterator[Prediction]:
         for start in track(
@@ -315,9 +321,16 @@ def evaluate(
             disable=console is None,
         ):
             chunk = data[start : start + batch_size]
-            predictions = predict(
-                backend, chunk, weights=weights, shifts=shifts, batch_size=batch_size
-            )
+            if fast:
+                predictions = list(acceleration.predictions(fast, chunk))
+            else:
+                predictions = predict(
+                    backend,
+                    chunk,
+                    weights=weights,
+                    shifts=shifts,
+                    batch_size=len(chunk),
+                )
             sums.add(chunk, predictions)
             yield from predictions
 
@@ -333,10 +346,23 @@ def evaluate(
 def calculator(
     model: str | Backend,
     delta: str | Path | DeltaFile | None = None,
+    *,
+    accelerator: str | None = None,
     **options: Any,
 ) -> Calculator:
-    """Return the vendor's ASE calculator for base (+ delta)."""
+    """Return the vendor's ASE calculator for base (+ delta).
+
+    Parameters
+    ----------
+    model, delta
+        Base and delta, by name or path.
+    accelerator
+        The vendor's accelerated kernels, e.g. ``cueq``; the converted model is compared
+        with the plain one and refused where it differs.
+    **options
+        For `load`: dtype, device, head, trust_checkpoint.
+    """
     backend, delta = load_with_delta(model, delta, **options)
-    if delta is None:
-        return backend.calculator({}, {})
-    return backend.calculator(delta.apply(backend.stored_weights()), delta.shifts)
+    weights = delta.apply(backend.stored_weights()) if delta else {}
+    shifts = delta.shifts if delta else {}
+    return acceleration.calculator(backend, weights, shifts, accelerator)

@@ -363,6 +363,9 @@ def evaluate(
     ] = None,
     overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(help="Structures at a time.", min=1)] = 16,
+    accelerator: Annotated[
+        str | None, typer.Option(help="The vendor's kernels: cueq, oeq, flash.")
+    ] = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
@@ -384,6 +387,7 @@ def evaluate(
         overwrite=overwrite,
         keys=_keys(energy_key, forces_key, stress_key, magmoms_key),
         batch_size=batch_size,
+        accelerator=accelerator,
         console=_console(),
         head=head,
         device=device,

@@ -96,13 +96,13 @@ def _verify(
     path: Path,
 ) -> dict[str, Any]:
     """Compare a written checkpoint with base + delta on sample structures."""
-    samples = _samples(backend, sorted(shifts) or ["Cu"])
+    checked = samples(backend, sorted(shifts) or ["Cu"])
     merged = backend.reload(path)
-    ours = predict(backend, samples, weights=weights, shifts=shifts)
-    theirs = predict(merged, samples)
+    ours = predict(backend, checked, weights=weights, shifts=shifts)
+    theirs = predict(merged, checked)
     worst = {"energy": 0.0, "forces": 0.0, "stress": 0.0, "magmoms": 0.0}
     allowed_energy = 1e-5
-    for structure, a, b in zip(samples, ours, theirs, strict=True):
+    for structure, a, b in zip(checked, ours, theirs, strict=True):
         for name in worst:
             if name in a:
                 scale = structure.n_atoms if name == "energy" else 1
@@ -131,7 +131,7 @@ def _verify(
     }
 
 
-def _samples(backend: Backend, symbols: Sequence[str]) -> list[Structure]:
+def samples(backend: Backend, symbols: Sequence[str]) -> list[Structure]:
     """Return small rattled crystals and clusters of the delta's elements."""
     samples = []
     for index, symbol in enumerate(symbols):

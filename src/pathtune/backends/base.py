@@ -90,6 +90,8 @@ class Backend(ABC):
     vendor: ClassVar[str]
     #: File suffixes of the family's checkpoints.
     suffixes: ClassVar[tuple[str, ...]]
+    #: Accelerated kernels of the vendor's calculator -> package they need.
+    accelerators: ClassVar[Mapping[str, str]] = {}
 
     model_name: str
     model: nn.Module
@@ -229,6 +231,12 @@ class Backend(ABC):
         self, weights: Mapping[str, Tensor], shifts: Mapping[str, float]
     ) -> Calculator:
         """Return the vendor's ASE calculator with merged weights and shifts."""
+
+    def accelerated(
+        self, weights: Mapping[str, Tensor], shifts: Mapping[str, float], name: str
+    ) -> Calculator:
+        """Return the vendor's calculator with one of `accelerators`."""
+        raise NotImplementedError(f"{self.name} has no accelerator {name!r}")
 
     def reload(self, path: Path) -> Backend:
         """Load a checkpoint that `save` wrote, with this model's settings."""

@@ -180,6 +180,10 @@ class Backend(Contract):
     name: ClassVar[str] = "mace"
     vendor: ClassVar[str] = "mace"
     suffixes: ClassVar[tuple[str, ...]] = (".model",)
+    accelerators: ClassVar[Mapping[str, str]] = {
+        "cueq": "cuequivariance_torch",
+        "oeq": "openequivariance",
+    }
     properties: frozenset[Property] = frozenset({"energy", "forces", "stress"})
     has_shift_by_element: bool = True
 
@@ -517,6 +521,20 @@ class Backend(Contract):
         self, weights: Mapping[str, Tensor], shifts: Mapping[str, float]
     ) -> Calculator:
         """Return a MACECalculator in this backend's precision."""
+        return self._calculator(weights, shifts)
+
+    def accelerated(
+        self, weights: Mapping[str, Tensor], shifts: Mapping[str, float], name: str
+    ) -> Calculator:
+        """Return a MACECalculator that has converted the merged model."""
+        return self._calculator(weights, shifts, **{f"enable_{name}": True})
+
+    def _calculator(
+        self,
+        weights: Mapping[str, Tensor],
+        shifts: Mapping[str, float],
+        **kernels: bool,
+    ) -> Calculator:
         model = self._in_use(self._merged(weights, shifts))
         with _vendor():
             from mace.calculators import MACECalculator
@@ -526,6 +544,7 @@ class Backend(Contract):
                 device=str(self.device),
                 default_dtype=str(self.dtype).removeprefix("torch."),
                 head=self._all_heads[self._head_index],
+                **kernels,
             )
 
 

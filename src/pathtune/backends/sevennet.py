@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import pickle
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -114,6 +115,11 @@ class Backend(Contract):
     name: ClassVar[str] = "sevennet"
     vendor: ClassVar[str] = "sevenn"
     suffixes: ClassVar[tuple[str, ...]] = (".pth", ".pt")
+    accelerators: ClassVar[Mapping[str, str]] = {
+        "cueq": "cuequivariance_torch",
+        "flash": "flashTP_e3nn",
+        "oeq": "openequivariance",
+    }
     properties: frozenset[Property] = frozenset({"energy", "forces", "stress"})
 
     _checkpoint: Any
@@ -495,6 +501,32 @@ class Backend(Contract):
                 modal=self.head,
                 sevennet_config=self._config,
             )
+
+    def accelerated(
+        self, weights: Mapping[str, Tensor], shifts: Mapping[str, float], name: str
+    ) -> Calculator:
+        """Return a SevenNetCalculator that has converted the merged checkpoint.
+
+        Raises
+        ------
+        RuntimeError
+            If the vendor would quietly go on without the kernels, as it does where
+            there is no GPU.
+        """
+        with undisturbed(torch.float32), tempfile.TemporaryDirectory() as folder:
+            warnings.filterwarnings("ignore")
+            warnings.filterwarnings("error", message=".* is requested, but")
+            from sevenn.calculator import SevenNetCalculator
+
+            path = Path(folder) / "merged.pth"
+            self.save(path, weights, shifts)
+            kernels: dict[str, Any] = {f"enable_{name}": True}
+            try:
+                return SevenNetCalculator(
+                    str(path), device=self.device, modal=self.head, **kernels
+                )
+            except UserWarning as warning:
+                raise RuntimeError(str(warning)) from warning
 
 
 def _symbols(type_map: Mapping[int, int]) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, overload
@@ -55,10 +57,7 @@ class Lazy(Sequence[T]):
 
 
 class Store(Lazy[Structure]):
-    """Structures of a file, read one at a time.
-
-    It can be handed to worker processes: nothing stays open between two reads.
-    """
+    """Structures of a file, read one at a time; forked processes can read them too."""
 
     @functools.cached_property
     def survey(self) -> Survey:
@@ -108,15 +107,23 @@ def _sqlite(path: Path) -> Lazy[Atoms]:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT id FROM systems ORDER BY id")
         ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
-    return _database(ase.db.connect(str(path)), ids)
+    # A new connection for every row would leak; processes must not share one.
+    opened: dict[int, ase.db.core.Database] = {}
+
+    def read(i: int) -> Atoms:
+        if (process := os.getpid()) not in opened:
+            opened[process] = ase.db.connect(str(path))
+            lifetime.enter_context(opened[process])
+        return row_atoms(opened[process].get(id=int(ids[i])))
+
+    lifetime = contextlib.ExitStack()
+    weakref.finalize(read, lifetime.close)
+    return Lazy(read, len(ids))
 
 
 def _lmdb(path: Path) -> Lazy[Atoms]:
     database = ase.db.connect(str(path), readonly=True)
-    return _database(database, np.array(sorted(database.ids), dtype=np.int64))
-
-
-def _database(database: ase.db.core.Database, ids: np.ndarray) -> Lazy[Atoms]:
+    ids = np.array(sorted(database.ids), dtype=np.int64)
     return Lazy(lambda i: row_atoms(database.get(id=int(ids[i]))), len(ids))
 
 
