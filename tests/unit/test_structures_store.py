@@ -141,6 +141,18 @@ def test_a_database_with_gaps(tmp_path):
     assert energies == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_database_in_lmdb(tmp_path):
+    pytest.importorskip("ase_db_backends")
+    path = tmp_path / "a.aselmdb"
+    with ase.db.connect(str(path)) as database:
+        for atoms in molecules(4):
+            arrays = {"REF_forces": atoms.arrays["REF_forces"]}
+            database.write(atoms, data=atoms.info | arrays)
+    stored = read(path, stream_above=0)
+    assert isinstance(stored, Store)
+    assert label_counts(stored)["forces"] == 4
+
+
 def test_a_damaged_frame_is_named(tmp_path):
     path = tmp_path / "a.xyz"
     ase.io.write(path, molecules(3))

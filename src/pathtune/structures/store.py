@@ -10,7 +10,7 @@ import sqlite3
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import ase.db
 import numpy as np
@@ -108,7 +108,7 @@ def _sqlite(path: Path) -> Lazy[Atoms]:
         rows = connection.execute("SELECT id FROM systems ORDER BY id")
         ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
     # A new connection for every row would leak; processes must not share one.
-    opened: dict[int, ase.db.core.Database] = {}
+    opened: dict[int, Any] = {}
 
     def read(i: int) -> Atoms:
         if (process := os.getpid()) not in opened:
