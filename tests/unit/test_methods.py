@@ -22,6 +22,7 @@ TWINS = {
     "dense": twin.free,
     "frozen": twin.nothing,
     "full": twin.free,
+    "gradual": twin.free,
     "random_support": twin.on_support,
     "scratch": twin.free,
     "sparse": twin.thresholded,
@@ -29,7 +30,7 @@ TWINS = {
     "top_magnitude": twin.free,
 }
 FACTORS = {"elora", "lora"}  # these have a test module of their own
-PHASES = {"sparse", "sparse_naive", "top_magnitude"}
+PHASES = {"gradual", "sparse", "sparse_naive", "top_magnitude"}
 TOTAL = sum(w.size for w in path_weights.small())
 
 
@@ -57,6 +58,12 @@ def trained(name, **options):
     return module
 
 
+def to_last_phase(module):
+    """Go through all phases of a method."""
+    while module.phase_pending:
+        module.begin_phase()
+
+
 def state(module):
     """Return a module's numbers as plain lists."""
     numbers = {name: t.tolist() for name, t in module.state_dict().items()}
@@ -80,7 +87,7 @@ def test_the_change_is_the_plain_twins(name):
 @pytest.mark.parametrize("name", sorted(PHASES))
 def test_the_change_of_the_second_phase_is_the_plain_twins(name):
     module = trained(name, max_updated_percent=20.0)
-    module.begin_phase()
+    to_last_phase(module)
     with torch.no_grad():
         module.delta.add_(0.5)
     plain = twin.on_support(**state(module))
@@ -96,7 +103,7 @@ def test_the_change_of_the_second_phase_is_the_plain_twins(name):
 def test_gradcheck(name, second):
     module = trained(name, **({"max_updated_percent": 20.0} if second else {}))
     if second:
-        module.begin_phase()
+        to_last_phase(module)
     trainable = dict(module.named_parameters())
     if not second and "tau" in trainable:
         distance = module.delta.abs() - torch.sigmoid(module.tau).max()
@@ -187,6 +194,27 @@ def test_top_magnitude_keeps_what_moved_furthest():
     assert group["lr"] == top.Config().refit_lr
 
 
+def test_gradual_shrinks_by_the_cubic_schedule_to_the_bound():
+    module = trained("gradual", max_updated_percent=10.0, stages=3)
+    n, end = len(module.support), int(0.1 * TOTAL)
+    rates = [module.param_groups()[0]["lr"]]
+    shares = [module.phase_share]
+    for step in range(1000):
+        while module.phase_due(step / 1000):
+            before = torch.cat(module())
+            module.begin_phase()
+            kept = torch.cat(module()) != 0
+            left = end + round((n - end) * (1 - len(rates) / 3) ** 3)
+            assert int(kept.sum()) == module.trainable == left
+            assert before[kept].abs().min() >= before[~kept].abs().max()
+            rates.append(module.param_groups()[0]["lr"])
+            shares.append(module.phase_share)
+            assert rates[-1] == pytest.approx(0.01 * (n / left) ** 0.5)
+    assert left == end
+    assert not module.phase_pending
+    assert shares == pytest.approx([0.1, 0.25, 0.25, 0.4])
+
+
 def test_random_support_is_drawn_once_and_evenly():
     counts = torch.zeros(len(torch.cat(change("random_support")())))
     for seed in range(200):
@@ -224,8 +252,7 @@ def test_a_bound_below_one_entry_is_refused(method):
 def test_a_support_survives_a_state_dict(name):
     options = {"max_updated_percent": 20.0}
     module, other = trained(name, **options), change(name, seed=3, **options)
-    if module.phase_pending:
-        module.begin_phase()
+    to_last_phase(module)
     other.load_state_dict(module.state_dict())
     assert not other.phase_pending
     assert other.trainable == module.trainable

@@ -110,6 +110,11 @@ class Change(nn.Module, ABC):
         """
 
     @property
+    def phase_share(self) -> float:
+        """The share of the steps that the current phase takes; for its warm-up."""
+        return 1.0
+
+    @property
     def phase_pending(self) -> bool:
         """Whether a phase is still to come; early stopping waits for it."""
         return False

@@ -69,7 +69,7 @@ class Change(base.Change):
         self.register_buffer("is_fixed", torch.tensor(False))
 
     @torch.no_grad()
-    def fix(self, start: Tensor, scores: Tensor) -> None:
+    def fix(self, start: Tensor, scores: Tensor, budget: int | None = None) -> None:
         """Fix the support: the highest positive scores, at most up to the bound.
 
         Parameters
@@ -78,10 +78,12 @@ class Change(base.Change):
             dW to go on from, shape (entries of all targets,).
         scores
             Same shape; equal ones are taken in order.
+        budget
+            Another bound, in entries.
         """
         order = scores.argsort(descending=True, stable=True)
         self.support.zero_()
-        self.support[order[: self._budget]] = True
+        self.support[order[: self._budget if budget is None else budget]] = True
         self.support &= scores > 0
         self.delta.copy_(start * self.support)
         self.is_fixed.fill_(True)

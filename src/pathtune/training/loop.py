@@ -19,7 +19,14 @@ from pathtune.delta import Delta, sparsity
 from pathtune.errors import PathtuneError
 from pathtune.properties import Prediction, Property
 from pathtune.training import checkpoint, distributed, optimizer
-from pathtune.training.data import EVALUATED_AT_ONCE, Frames, Order, Part
+from pathtune.training.data import (
+    EVALUATED_AT_ONCE,
+    Batch,
+    Frames,
+    Order,
+    Source,
+    batches_by_step,
+)
 from pathtune.training.interrupt import Interrupted, StopSignals
 from pathtune.training.log import RunLog
 from pathtune.training.loss import collate, labels_of, loss_terms
@@ -49,30 +56,23 @@ class Outcome:
 
 
 def backward(
-    delta: Delta,
-    parameters: Sequence[Tensor],
-    frames: Frames,
-    rows: Sequence[int],
-    parts: Sequence[Part],
-    config: RunConfig,
-    properties: Mapping[Property, float],
+    delta: Delta, parameters: Sequence[Tensor], batch: Batch, config: RunConfig
 ) -> Tensor:
-    """Add the gradient of some parts of a batch; return their share of its loss.
+    """Add the gradient of a batch's parts; return their share of its loss.
 
     Parameters
     ----------
     delta, parameters
         What is learned, and its tensors that are trained.
-    frames, rows
-        The batch.
-    parts
-        Those parts of the batch that are computed here, one after the other.
-    config, properties
+    batch
+        Its parts are computed here, one after the other.
+    config
         See `train`.
     """
-    backend, labelled = frames.backend, frames.labelled(rows, properties)
+    frames, properties = batch.source
+    backend, labelled = frames.backend, frames.labelled(batch.rows, properties)
     total = torch.zeros((), device=backend.device, dtype=backend.dtype)
-    for part in parts:
+    for part in batch.parts:
         graph = backend.batch(part.graphs)
         labels = part.labels.to(backend.device, backend.dtype)
         predicted = backend.predict(graph, delta(), properties, training=True)
@@ -87,26 +87,26 @@ def backward(
 def training_step(
     delta: Delta,
     opt: Any,
-    frames: Frames,
-    rows: Sequence[int],
-    parts: Sequence[Part],
+    batches: Sequence[Batch],
     config: RunConfig,
-    properties: Mapping[Property, float],
 ) -> float:
-    """Do one step; return the loss of the whole batch.
+    """Do one step; return the sum of the losses of the whole batches.
 
     Raises
     ------
     PathtuneError
-        If the loss or the gradient is not finite; the frames of the batch are named.
+        If the loss or the gradient is not finite; the frames of the step are named.
     """
     parameters = optimizer.parameters(opt)
     opt.zero_grad()
-    loss = backward(delta, parameters, frames, rows, parts, config, properties)
+    losses = [backward(delta, parameters, batch, config) for batch in batches]
+    loss = torch.stack(losses).sum()
     distributed.sum_gradients(parameters, loss)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        where = ", ".join(frames.structures[i].source for i in rows)
+        where = ", ".join(
+            b.source.frames.structures[i].source for b in batches for i in b.rows
+        )
         raise PathtuneError(
             f"the loss became {loss.item()} (gradient norm {norm.item()}) in the batch "
             f"{where}; look at these frames, or lower --lr"
@@ -117,11 +117,10 @@ def training_step(
 
 def train(
     delta: Delta,
-    frames: Frames,
+    sources: Sequence[Source],
     valid: Frames,
     config: RunConfig,
     *,
-    properties: Mapping[Property, float],
     folder: Path,
     console: Any,
     identity: str,
@@ -135,12 +134,12 @@ def train(
     ----------
     delta
         What is learned on top of the frozen model.
-    frames, valid
-        Training and validation frames.
+    sources
+        What every step takes a batch from: the training frames first, then the replay.
+    valid
+        Validation frames.
     config
         Resolved settings.
-    properties
-        Property -> weight of its loss term.
     folder
         Run folder, for checkpoints and metrics.jsonl.
     console
@@ -159,11 +158,16 @@ def train(
     steps, every = config.max_steps, config.eval_every
     assert steps and every, "the settings are resolved"
     is_main = distributed.rank() == 0
+    frames, properties = sources[0]
     order = Order(frames, config)
     if not delta.change.trainable:
         steps = 0
-    warmup = math.ceil(config.warmup_fraction * steps)
-    opt = optimizer.build(delta.change.param_groups(), warmup)
+
+    def new_optimizer() -> Any:
+        share = config.warmup_fraction * delta.change.phase_share
+        return optimizer.build(delta.change.param_groups(), math.ceil(share * steps))
+
+    opt = new_optimizer()
     state: dict[str, Any] = {
         "step": 0,
         "best": {"loss": math.inf, "step": 0, "change": None},
@@ -179,7 +183,7 @@ def train(
                 "data; resume with the same ones, or choose another --output"
             )
         delta.change.load_state_dict(saved["change"])
-        opt = optimizer.build(delta.change.param_groups(), warmup)
+        opt = new_optimizer()
         opt.load_state_dict(saved["optimizer"])
         state = saved["state"]
 
@@ -198,7 +202,7 @@ def train(
 
     durations: list[float] = []
     pruned: set[str] = set()
-    parts = frames.load(order.passes(step) for step in range(state["step"], steps))
+    supply = batches_by_step(sources, config, range(state["step"], steps))
     with (
         RunLog(
             folder if is_main else None,
@@ -212,11 +216,11 @@ def train(
         evaluated = distributed.from_main(lambda: log.last_step)
         while True:
             step = state["step"]
-            if delta.change.phase_due(step / max(1, steps)):
+            while delta.change.phase_due(step / max(1, steps)):
                 # For good, not in `averaged`: the new phase starts from the average.
                 opt.eval()
                 delta.change.begin_phase()
-                opt = optimizer.build(delta.change.param_groups(), warmup)
+                opt = new_optimizer()
                 state["best"] = {"loss": math.inf, "step": step, "change": None}
                 state["stale"] = 0
                 log.say(f"step {step:>6}  a new phase of the method begins")
@@ -268,10 +272,7 @@ def train(
                     f"pathtune finetune --resume --output {folder}",
                 )
             start = time.perf_counter()
-            rows = order.rows(step)
-            loss = training_step(
-                delta, opt, frames, rows, next(parts), config, properties
-            )
+            loss = training_step(delta, opt, next(supply), config)
             durations.append(time.perf_counter() - start)
             state["losses"].append(loss)
             state["step"] = step + 1
