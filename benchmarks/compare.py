@@ -200,6 +200,11 @@ def fill(names: Sequence[str], data: Path, runs: Path, jobs: int) -> None:
             list(pool.map(lambda r: r.do(runs / r.experiment), missing))
 
 
+def _retained(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the drift from the base; vendors' trainers do not measure it."""
+    return metrics.get("retention") or {}
+
+
 COLUMNS = {
     "E (meV/atom)": lambda m: m["test"].get("energy_mae_mev_per_atom"),
     "F (meV/Å)": lambda m: m["test"].get("forces_mae_mev_per_angstrom"),
@@ -207,6 +212,8 @@ COLUMNS = {
     "updated (%)": lambda m: (
         100 * (1 - m["sparsity"]["total_sparsity"]) if "sparsity" in m else None
     ),
+    "drift E (meV/atom)": lambda m: _retained(m).get("energy_drift_mev_per_atom"),
+    "drift F (meV/Å)": lambda m: _retained(m).get("forces_drift_mev_per_angstrom"),
     "s/step": lambda m: m["timing"].get("seconds_per_step"),
     "memory (MiB)": lambda m: m["timing"].get("peak_memory_mib"),
 }

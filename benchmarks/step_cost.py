@@ -27,7 +27,7 @@ from pathtune.config import RunConfig
 from pathtune.loading import load
 from pathtune.provenance import environment
 from pathtune.training import memory, optimizer
-from pathtune.training.data import Frames
+from pathtune.training.data import Batch, Frames, Source
 from pathtune.training.loop import training_step
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def steps(
     frames = structures.read(data)[:batch]
     prepared = Frames.prepare(backend, list(frames))
     rows = list(range(len(frames)))
-    parts = [prepared.part(rows)]
+    taken = [Batch(Source(prepared, PROPERTIES), rows, [prepared.part(rows)])]
     config = RunConfig(model=model, train=data, batch_size=batch)
     functions = []
     for name in methods:
@@ -59,9 +59,7 @@ def steps(
         )
         opt = optimizer.build(delta.change.param_groups(), 10)
         functions.append(
-            lambda delta=delta, opt=opt: training_step(
-                delta, opt, prepared, rows, parts, config, PROPERTIES
-            )
+            lambda delta=delta, opt=opt: training_step(delta, opt, taken, config)
         )
     return functions
 

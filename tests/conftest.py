@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pathtune import discovery
+from pathtune import discovery, robustness
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +35,14 @@ def session_trust_list(tmp_path_factory):
     """No fixture reads or writes the user's own list of trusted checkpoints."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATHTUNE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_simulations():
+    """The simulation that ends every run is cut short; its own tests are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robustness, "N_STEPS", 3)
         yield
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
-from pathtune import acceleration, files, metrics, structures
+from pathtune import acceleration, files, metrics, robustness, structures
 from pathtune import delta as deltas
 from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, read_yaml, validate
@@ -48,7 +48,7 @@ ENVIRONMENT = "environment.json"
 _RESOLVED = (
     *("output", "device", "batch_size", "max_epochs", "method_options"),
     *("max_atoms_per_batch", "max_edges_per_batch", "memory_limit"),
-    *("stream_above", "workers"),
+    *("stream_above", "workers", "retention"),
 )
 
 
@@ -120,10 +120,9 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
     print_plan(plan, console)
     outcome = train(
         plan.delta,
-        plan.train,
+        plan.sources,
         plan.valid,
         plan.config,
-        properties=plan.properties,
         folder=folder,
         console=console,
         identity=plan.identity,
@@ -139,6 +138,7 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
         "sparsity": deltas.sparsity(
             saved.updated_parameters, plan.delta.alive, backend.total_parameters
         ),
+        "retention": distributed.from_main(lambda: _retention(plan, saved)),
         "best_step": outcome.best_step,
         "steps": outcome.steps,
     }
@@ -219,6 +219,21 @@ def _evaluated(plan: Plan, saved: DeltaFile, frames: Frames) -> dict[str, Any]:
     return together.errors() | ({"by_config_type": groups} if groups else {})
 
 
+def _retention(plan: Plan, saved: DeltaFile) -> dict[str, Any] | None:
+    """Return what the model has forgotten, and whether it is safe to run."""
+    if plan.config.retention == "none":
+        return None
+    held_out = plan.test or plan.valid
+    return robustness.measure(
+        plan.backend,
+        saved.merged(plan.backend.stored_weights()),
+        size=plan.config.retention,
+        train=plan.train.survey,
+        held_out=held_out.structures,
+        sizes=held_out.survey.n_atoms,
+    )
+
+
 def _metadata(
     plan: Plan, saved: DeltaFile, results: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -240,6 +255,7 @@ def _metadata(
         "data": {
             "train": plan.train.survey.fingerprint,
             "n_train": len(plan.train),
+            "n_replay": len(plan.replay.frames) if plan.replay else 0,
         },
         "metrics": {k: results[k] for k in ("zero_shot", "valid", "test")},
         "sparsity": results["sparsity"],

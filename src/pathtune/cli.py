@@ -274,6 +274,18 @@ def finetune(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     magmoms_key: MagmomsKey = None,
+    replay: Annotated[
+        int | None, typer.Option(help="Structures labelled by the base to train on.")
+    ] = None,
+    replay_file: Annotated[
+        str | None, typer.Option(help="Take them from this file.")
+    ] = None,
+    replay_weight: Annotated[
+        float | None, typer.Option(help="Weight of their loss.")
+    ] = None,
+    retention: Annotated[
+        str | None, typer.Option(help="Measure what was forgotten: none, fast, large.")
+    ] = None,
     eval_every: Annotated[
         int | None, typer.Option(help="Steps between evaluations.")
     ] = None,
@@ -350,7 +362,26 @@ def _print_results(folder: Path, result: Mapping[str, Any]) -> None:
         f"updated {sparsity['updated_parameters']} of {sparsity['total_parameters']} "
         f"parameters ({percent:.2f} %)"
     )
+    if retained := result.get("retention"):
+        _print_retention(retained)
     print(f"run folder: {folder}")
+
+
+def _print_retention(result: Mapping[str, Any]) -> None:
+    rows = [[k, f"{v:.2f}"] for k, v in result.items() if isinstance(v, float)]
+    dimers, nve = result["dimers"], result["nve"]
+    shares = [dimers["base_hole_fraction"], dimers["hole_fraction"]]
+    base, tuned = (f"{100 * share:.0f} %" for share in shares)
+    rows.append([f"pairs with a hole (base: {base})", tuned])
+    if dimers["new_holes"]:
+        rows.append(["holes the base has not", ", ".join(dimers["new_holes"])])
+    if nve and nve["exploded"]:
+        rows.append(["simulation", f"exploded at step {nve['n_steps']}"])
+    elif nve:
+        key = "energy_drift_mev_per_atom_per_ps"
+        rows.append([f"simulation, {key}", f"{nve[key]:.2f}"])
+    title = f"retention: {result['n_structures']} structures labelled by the base"
+    _table(title, ["against the base", ""], rows)
 
 
 @app.command()

@@ -75,6 +75,14 @@ class RunConfig(BaseModel):
         Share of the steps in which the learning rate rises from zero.
     eval_every
         Steps between evaluations on the validation frames and checkpoints.
+    replay, replay_file, replay_weight
+        Structures labelled by the base model that every step learns from as well, so
+        that the model forgets less: so many generated crystals of the base's elements,
+        or, with a file, so many of its frames (all by default); and the weight of
+        their loss.
+    retention
+        Structures on which a finished run measures what it has forgotten: none, fast
+        (40), large (400).
     patience
         Stop after this many evaluations without improvement; None never stops.
     loggers
@@ -122,6 +130,10 @@ class RunConfig(BaseModel):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     eval_every: int | None = Field(None, ge=1)
+    replay: int | None = Field(None, ge=1)
+    replay_file: str | None = None
+    replay_weight: float = Field(1.0, gt=0)
+    retention: Literal["none", "fast", "large"] = "fast"
     patience: int | None = Field(None, ge=1)
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     level_of_theory: str | None = None

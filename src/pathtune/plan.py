@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from pathtune import delta as deltas
-from pathtune import discovery, metrics, structures
+from pathtune import discovery, metrics, replay, structures
 from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, validate
 from pathtune.deltafile import fingerprint
@@ -24,7 +24,14 @@ from pathtune.prediction import predict, unshifted, with_shifts
 from pathtune.properties import PROPERTIES, Prediction, Property, Structure
 from pathtune.structures import ReferenceEnergies, Survey, reference_energies
 from pathtune.training import compiled, distributed, memory, optimizer
-from pathtune.training.data import Frames, Order, default_workers
+from pathtune.training.data import (
+    Batch,
+    Frames,
+    Order,
+    Source,
+    batches_by_step,
+    default_workers,
+)
 from pathtune.training.log import require_loggers
 from pathtune.training.loop import backward, training_step
 
@@ -32,7 +39,7 @@ DEFAULT_STEPS = 2000
 EVALUATIONS = 20
 _NO_NUMBER_DEPENDS_ON = (
     *("output", "train", "valid", "test", "model", "loggers"),
-    *("memory_limit", "stream_above", "workers"),
+    *("memory_limit", "stream_above", "workers", "replay_file", "retention"),
 )
 REFERENCE_ENERGIES = ("estimated", "foundation", "isolated", "average")
 
@@ -49,11 +56,18 @@ class Plan:
     test: Frames | None
     references: ReferenceEnergies
     properties: Mapping[Property, float]
+    replay: Source | None
     zero_shot: Mapping[str, Any]
     zero_shot_raw: Mapping[str, Any]
     identity: str
     #: What a training step runs, for people.
     step: str
+
+    @property
+    def sources(self) -> list[Source]:
+        """What every step takes a batch from: the data first, then the replay."""
+        data = Source(self.train, self.properties)
+        return [data, self.replay] if self.replay else [data]
 
 
 def prepare(config: RunConfig, console: Console) -> Plan:
@@ -116,10 +130,13 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         seed=config.seed,
         properties=list(properties),
     )
+    replayed = replay.draw(config, backend)
+    source = replay.label(replayed, config, backend, console) if replayed else None
     step = "plain"
     if config.compile:
         sample = frames["train"].part(range(min(4, len(frames["train"]))))
-        step = compiled.enable(backend, delta, sample.graphs, properties)
+        learned = {*properties, *(source.properties if source else ())}
+        step = compiled.enable(backend, delta, sample.graphs, learned)
     resolved = _resolve(config, method_config, frames["train"], delta, properties)
     judged = "test" if "test" in parts else "valid"
     return Plan(
@@ -131,9 +148,10 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         test=frames.get("test"),
         references=references,
         properties=properties,
+        replay=source,
         zero_shot=base[judged].shifted.errors(),
         zero_shot_raw=base[judged].raw.errors(),
-        identity=_identity(resolved, backend, surveys, references),
+        identity=_identity(resolved, backend, surveys, references, replayed),
         step=step,
     )
 
@@ -395,8 +413,8 @@ def _most_edges(
         return most
 
     def compute(rows: list[int]) -> None:
-        part = frames.part(rows)
-        backward(delta, parameters, frames, rows, [part], config, properties)
+        batch = Batch(Source(frames, properties), rows, [frames.part(rows)])
+        backward(delta, parameters, batch, config)
         delta.zero_grad()
 
     device = frames.backend.device
@@ -451,6 +469,7 @@ def _identity(
     backend: Backend,
     surveys: Mapping[str, Survey],
     references: ReferenceEnergies,
+    replayed: Sequence[Structure],
 ) -> str:
     """Return a digest of all that a run's numbers depend on."""
     settings = config.model_dump(mode="json")
@@ -472,6 +491,7 @@ def _identity(
             for name, survey in surveys.items()
         },
         "shifts": dict(references.shifts),
+        "replay": structures.survey(replayed).fingerprint,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -564,17 +584,13 @@ def _dry_run(config: RunConfig, console: Console, probe_steps: int) -> dict[str,
     print_plan(plan, console)
     resolved = plan.config
     assert resolved.max_steps
-    order = Order(plan.train, resolved)
     probed = range(probe_steps + 1 if plan.delta.change.trainable else 0)
-    parts = plan.train.load(order.passes(step) for step in probed)
+    supply = batches_by_step(plan.sources, resolved, probed)
     opt = optimizer.build(plan.delta.change.param_groups(), 1)
     seconds = []
-    for step in probed:
+    for _ in probed:
         start = time.perf_counter()
-        rows = order.rows(step)
-        training_step(
-            plan.delta, opt, plan.train, rows, next(parts), resolved, plan.properties
-        )
+        training_step(plan.delta, opt, next(supply), resolved)
         seconds.append(time.perf_counter() - start)
     per_step = float(np.median(seconds[1:] or 0.0))
     result: dict[str, Any] = {

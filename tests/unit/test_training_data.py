@@ -17,7 +17,7 @@ from pathtune.errors import PathtuneError, UsageError
 from pathtune.properties import Structure
 from pathtune.structures import survey
 from pathtune.training import memory, optimizer
-from pathtune.training.data import Frames, Order
+from pathtune.training.data import Batch, Frames, Order, Source
 from pathtune.training.loop import backward, training_step
 from tests.conftest import crystals, molecules
 from tests.unit.test_training_parts import structure
@@ -91,8 +91,8 @@ PROPERTIES = {"energy": 1.0, "forces": 10.0, "stress": 3.0}
 
 def gradient(data, rows, passes, dtype):
     delta = Weight(dtype)
-    parts = [data.part(part) for part in passes]
-    loss = backward(delta, [delta.w], data, rows, parts, config(), PROPERTIES)
+    batch = Batch(Source(data, PROPERTIES), rows, [data.part(p) for p in passes])
+    loss = backward(delta, [delta.w], batch, config())
     return loss, delta.w.grad
 
 
@@ -124,7 +124,8 @@ def test_steps_in_parts_are_steps(dtype=torch.float64):
         for step in range(10):
             passes.append(len(order.passes(step)))
             parts = [data.part(rows) for rows in order.passes(step)]
-            training_step(delta, opt, data, order.rows(step), parts, run, PROPERTIES)
+            batch = Batch(Source(data, PROPERTIES), order.rows(step), parts)
+            training_step(delta, opt, [batch], run)
         assert (max(passes) > 1) == bool(settings)
         ends.append(delta.w.detach().clone())
     for end in ends[1:]:

@@ -198,6 +198,39 @@ class Frames:
         return {name: int(self.survey.rows(name, rows).sum()) for name in properties}
 
 
+class Source(NamedTuple):
+    """Frames, and what is learned from them.
+
+    Parameters
+    ----------
+    frames
+        Where a step takes its batch from.
+    properties
+        Property -> weight of its loss term.
+    """
+
+    frames: Frames
+    properties: Mapping[Property, float]
+
+
+class Batch(NamedTuple):
+    """What a step takes from one source.
+
+    Parameters
+    ----------
+    source
+        The source.
+    rows
+        The frames of all processes together; the loss averages over them.
+    parts
+        Those of this process, one pass through the model each.
+    """
+
+    source: Source
+    rows: list[int]
+    parts: list[Part]
+
+
 class _Reader(Dataset[bytes]):
     """What a worker process does; tensors as bytes need no shared memory."""
 
@@ -253,10 +286,13 @@ class Order:
     frames
         Training frames.
     config
-        Resolved settings.
+        Resolved settings; a batch size larger than the data is that of the data.
     """
 
     def __init__(self, frames: Frames, config: RunConfig) -> None:
+        if config.batch_size is not None:
+            size = min(config.batch_size, len(frames))
+            config = config.model_copy(update={"batch_size": size})
         self._frames, self._config = frames, config
         self._starts = [0]  # first step of each epoch
         self._latest: tuple[int, list[list[int]]] = (-1, [])
@@ -312,3 +348,29 @@ class Order:
             rows = _permutation(self._config.seed, epoch, len(self._frames))
             self._latest = epoch, self._frames.passes(rows.tolist(), self._config)
         return self._latest[1]
+
+
+def batches_by_step(
+    sources: Sequence[Source], config: RunConfig, steps: range
+) -> Iterator[list[Batch]]:
+    """Yield what one step after the other takes from each source.
+
+    Parameters
+    ----------
+    sources
+        Each is gone through in an order of its own, see `Order`.
+    config
+        Resolved settings.
+    steps
+        Numbers of the steps.
+    """
+    orders = [Order(source.frames, config) for source in sources]
+    loaded = [
+        source.frames.load(map(order.passes, steps))
+        for source, order in zip(sources, orders, strict=True)
+    ]
+    for step in steps:
+        yield [
+            Batch(source, order.rows(step), next(parts))
+            for source, order, parts in zip(sources, orders, loaded, strict=True)
+        ]
