@@ -75,10 +75,20 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except RuntimeError as error:
-        # torch.OutOfMemoryError, without importing torch.
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        _fail("the device ran out of memory; lower --batch-size", 1)
+        # Errors of PyTorch, without importing it.
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(
+                "the device ran out of memory; lower --batch-size, or let "
+                "--max-edges-per-batch auto cut the batch into parts that fit",
+                1,
+            )
+        if "DataLoader worker" in str(error):
+            _fail(
+                "a process that reads the structures has ended; if the machine is "
+                "short of memory, lower --workers and go on with --resume",
+                1,
+            )
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -175,9 +185,8 @@ def check(
     keys = _keys(energy_key, forces_key, stress_key, magmoms_key)
     frames = structures.read(data, keys=keys)
     others = structures.read(against, keys=keys) if against else None
-    if model is None:
-        report = structures.check(frames, against=others)
-    else:
+    elements, predictions = None, None
+    if model is not None:
         from pathtune import api
         from pathtune.prediction import predict
 
@@ -185,16 +194,16 @@ def check(
             model, head=head, device=device, trust_checkpoint=trust_checkpoint
         )
         elements = {atomic_numbers[e] for e in backend.elements}
-        report = structures.check(frames, elements=elements, against=others)
-        if not {"degenerate-cell", "unknown-elements"} & {
-            finding.code for finding in report.findings
-        }:
-            report = structures.check(
-                frames,
-                elements=elements,
-                predictions=predict(backend, frames),
-                against=others,
-            )
+        survey = structures.survey(frames)
+        if set(survey.elements) <= set(backend.elements) and not any(
+            survey.is_degenerate
+        ):
+            chosen = structures.sample(len(frames))
+            predicted = predict(backend, structures.take(frames, chosen))
+            predictions = structures.spread(predicted, chosen, len(frames))
+    report = structures.check(
+        frames, elements=elements, predictions=predictions, against=others
+    )
     if json_output:
         _print_json(report.to_dict())
     else:

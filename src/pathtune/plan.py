@@ -302,11 +302,10 @@ def _predict_base(
     columns = list(zip(*shares, strict=True))
     for other in columns[2]:
         kept |= other
-    nothing: Prediction = {}
     return _Base(
         energies=sum(columns[0]),
         n_edges=sum(columns[1]),
-        predictions=[kept.get(i, nothing) for i in range(n)],
+        predictions=structures.spread(list(kept.values()), list(kept), n),
         raw=metrics.merged(columns[3]),
         shifted=metrics.merged(columns[4]),
     )

@@ -1,6 +1,13 @@
 """Labelled structures: reading, checking, splitting and their reference energies."""
 
-from pathtune.structures.check import Finding, Report, check, require_cells, sample
+from pathtune.structures.check import (
+    Finding,
+    Report,
+    check,
+    require_cells,
+    sample,
+    spread,
+)
 from pathtune.structures.read import (
     fingerprint,
     label_counts,
@@ -37,6 +44,7 @@ __all__ = [
     "require_cells",
     "sample",
     "split_validation",
+    "spread",
     "survey",
     "take",
     "write_predictions",

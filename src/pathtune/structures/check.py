@@ -156,6 +156,16 @@ def sample(n: int) -> list[int]:
     return [int(start) + i for start in starts for i in range(_RUN)]
 
 
+def spread(
+    predictions: Sequence[Prediction], chosen: Sequence[int], n: int
+) -> list[Prediction]:
+    """Return the predictions of some of n structures; those of the others are empty."""
+    found: list[Prediction] = [{}] * n
+    for i, prediction in zip(chosen, predictions, strict=True):
+        found[i] = prediction
+    return found
+
+
 def require_cells(structures: Sequence[Structure]) -> None:
     """Refuse periodic frames without a cell; no neighbour list can be built for them.
 

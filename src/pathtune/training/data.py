@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathtune.backends.base import Backend
 from pathtune.config import RunConfig
+from pathtune.errors import PathtuneError
 from pathtune.prediction import moved_to, predict_batch, with_shifts
 from pathtune.properties import Prediction, Property, Structure
 from pathtune.structures import Survey, survey
@@ -120,7 +121,10 @@ class Frames:
             multiprocessing_context="fork",
             generator=torch.Generator(),
         )
-        yield from map(pickle.loads, loader)
+        for content in map(pickle.loads, loader):
+            if isinstance(content, PathtuneError):
+                raise content
+            yield content
 
     def predictions(
         self,
@@ -238,7 +242,10 @@ class _Reader(Dataset[bytes]):
         self._frames = frames
 
     def __getitem__(self, step: list[list[int]]) -> bytes:
-        return pickle.dumps([self._frames.part(rows) for rows in step])
+        try:
+            return pickle.dumps([self._frames.part(rows) for rows in step])
+        except PathtuneError as error:
+            return pickle.dumps(error)
 
 
 def _unchanged(content: Any) -> Any:
