@@ -164,8 +164,10 @@ def train(
         steps = 0
 
     def new_optimizer() -> Any:
-        share = config.warmup_fraction * delta.change.phase_share
-        return optimizer.build(delta.change.param_groups(), math.ceil(share * steps))
+        warmup = config.warmup_fraction * delta.change.phase_share * steps
+        return optimizer.build(
+            delta.change.param_groups(), math.ceil(warmup), config.averaging_power
+        )
 
     opt = new_optimizer()
     state: dict[str, Any] = {

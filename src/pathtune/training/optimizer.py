@@ -11,7 +11,9 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor
 
 
-def build(groups: list[dict[str, Any]], warmup_steps: int) -> AdamWScheduleFree:
+def build(
+    groups: list[dict[str, Any]], warmup_steps: int, averaging_power: float = 0.0
+) -> AdamWScheduleFree:
     """Return the optimizer in train mode.
 
     Parameters
@@ -20,6 +22,8 @@ def build(groups: list[dict[str, Any]], warmup_steps: int) -> AdamWScheduleFree:
         From `Change.param_groups`; none for a method that trains nothing.
     warmup_steps
         Steps over which the learning rate rises linearly.
+    averaging_power
+        r: step t has weight t^r in the average; 0 is the plain average.
 
     References
     ----------
@@ -27,7 +31,9 @@ def build(groups: list[dict[str, Any]], warmup_steps: int) -> AdamWScheduleFree:
     """
     # The library refuses an empty list, but not an empty group.
     groups = groups or [{"params": []}]
-    optimizer = AdamWScheduleFree(groups, warmup_steps=warmup_steps)
+    optimizer = AdamWScheduleFree(
+        groups, warmup_steps=warmup_steps, r=averaging_power
+    )
     optimizer.train()
     return optimizer
 
