@@ -128,14 +128,17 @@ def _keys(
     return {name: key for name, key in given.items() if key is not None}
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _table(
+    title: str, columns: list[str], rows: list[list[str]], *, numbers: bool = True
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        justify: Any = "right" if index and numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     # The title is a line of its own: a table wraps its title to its own width.
@@ -152,11 +155,9 @@ def models(json_output: Json = False) -> None:
     if json_output:
         _print_json([info.to_dict() for info in infos])
         return
-    rows = [
-        [i.name, i.backend, "yes" if i.available else "no", i.reason, i.checkpoint]
-        for i in infos
-    ]
-    _table("Models", ["name", "backend", "here", "where", "checkpoint"], rows)
+    for backend in dict.fromkeys(i.backend for i in infos):
+        rows = [[i.name, i.reason, i.checkpoint] for i in infos if i.backend == backend]
+        _table(backend, ["name", "where", "checkpoint"], rows, numbers=False)
 
 
 @app.command()

@@ -71,6 +71,9 @@ class RunConfig(BaseModel):
         Width of the Huber loss (eV/atom, eV/Å, eV/Å^3, μ_B).
     clip_grad_norm
         Largest norm of the gradient of a step.
+    averaging_power
+        r: step t has weight t^r in the average that is handed out; 0 is the plain
+        average of the schedule-free optimizer as published.
     warmup_fraction
         Share of the steps in which the learning rate rises from zero.
     eval_every
@@ -127,6 +130,7 @@ class RunConfig(BaseModel):
     magmoms_weight: float = Field(1.0, ge=0)
     huber_delta: float = Field(0.01, gt=0)
     clip_grad_norm: float = Field(10.0, gt=0)
+    averaging_power: float = Field(4.0, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     eval_every: int | None = Field(None, ge=1)
