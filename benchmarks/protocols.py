@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import ase.build
 import ase.io
+import numpy as np
 from ase import Atoms
+from ase.calculators.emt import EMT
 
 Parts = dict[str, Sequence[Atoms]]
 
@@ -42,7 +45,29 @@ def mlearn(data: Path, element: str, n_train: int | None = None) -> Parts:
     }
 
 
-PROTOCOLS: dict[str, Callable[..., Parts]] = {"rmd17-50": rmd17_50, "mlearn": mlearn}
+def crystals(data: Path, n_atoms: int, percent: int = 100) -> Parts:
+    """Return 40 rattled cells of copper, the only protocol that reads no file.
+
+    Their lattice constant is a percentage of the measured one, so that neighbours can
+    be had in any number. Labels are those of effective medium theory.
+    """
+    generator = np.random.default_rng(0)
+    frames = []
+    for _ in range(40):
+        cell = ase.build.bulk("Cu", a=3.615 * percent / 100, cubic=True)
+        atoms = cell.repeat((1, 1, n_atoms // 4))
+        atoms.positions += generator.normal(0, 0.05, atoms.positions.shape)
+        atoms.calc = EMT()
+        atoms.get_stress()
+        frames.append(atoms)
+    return {"train": frames}
+
+
+PROTOCOLS: dict[str, Callable[..., Parts]] = {
+    "rmd17-50": rmd17_50,
+    "mlearn": mlearn,
+    "crystals": crystals,
+}
 
 
 def write(protocol: str, data: Path, folder: Path) -> None:

@@ -134,7 +134,10 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     source = replay.label(replayed, config, backend, console) if replayed else None
     step = "plain"
     if config.compile:
-        sample = frames["train"].part(range(min(4, len(frames["train"]))))
+        # No more than a step takes: the plain model needs more memory than training.
+        n = len(frames["train"])
+        most = min(4, config.batch_size or _default_batch(n))
+        sample = frames["train"].part(frames["train"].passes(range(n), config, most)[0])
         learned = {*properties, *(source.properties if source else ())}
         step = compiled.enable(backend, delta, sample.graphs, learned)
     resolved = _resolve(config, method_config, frames["train"], delta, properties)
