@@ -21,7 +21,7 @@ from pathtune.properties import Prediction, Property, Structure
 from pathtune.training import distributed
 from pathtune.training.data import EVALUATED_AT_ONCE, Frames, Source
 
-# The base's magnetic moments are no label: what they mean differs between codes.
+# Magnetic moments are learned where the data have them, and nowhere else.
 LABELS: tuple[Property, ...] = ("energy", "forces", "stress")
 
 
