@@ -275,6 +275,9 @@ def finetune(
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... or auto.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    tf32: Annotated[
+        bool | None, typer.Option("--tf32/--no-tf32", help="TF32 products on a GPU.")
+    ] = None,
     head: Head = None,
     reference_energies: Annotated[
         str | None,

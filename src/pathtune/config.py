@@ -50,6 +50,9 @@ class RunConfig(BaseModel):
         one, a step is one of them.
     memory_limit
         Memory (GiB) that ``auto`` may take; 85 % of the free memory of a GPU.
+    tf32
+        Multiply matrices in TF32 while training; NVIDIA GPUs only. Evaluations keep
+        the full precision.
     stream_above
         Size of a data file (MiB) above which its structures stay in the file.
     compile
@@ -111,6 +114,7 @@ class RunConfig(BaseModel):
     max_atoms_per_batch: int | None = Field(None, ge=1)
     max_edges_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     memory_limit: float | None = Field(None, gt=0)
+    tf32: bool = False
     stream_above: float = Field(STREAM_ABOVE, ge=0)
     compile: bool = True
     workers: int | None = Field(None, ge=0)

@@ -88,6 +88,11 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         head=config.head,
         trust_checkpoint=config.trust_checkpoint,
     )
+    if config.tf32 and (backend.device.type, config.dtype) != ("cuda", "float32"):
+        raise UsageError(
+            f"--tf32 is for float32 on an NVIDIA GPU; this run is {config.dtype} on "
+            f"{backend.device}"
+        )
     parts = _read_parts(config, console)
     surveys = {name: structures.survey(part) for name, part in parts.items()}
     for name, part in parts.items():
@@ -534,7 +539,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         return
     say(
         f"training: {config.max_steps} steps, batch {_batch(plan)}, seed "
-        f"{config.seed}, {config.dtype} on {_devices(backend)}"
+        f"{config.seed}, {'tf32' if config.tf32 else config.dtype} on "
+        f"{_devices(backend)}"
     )
     say(f"training step: {plan.step}", highlight=False)
 

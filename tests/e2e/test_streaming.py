@@ -9,10 +9,16 @@ import signal
 
 import ase.io
 import pytest
+import torch
 import yaml
 
-from pathtune import structures
+from pathtune import delta as deltas
+from pathtune import discovery, structures
+from pathtune.config import RunConfig
 from pathtune.deltafile import DeltaFile
+from pathtune.loading import load
+from pathtune.training.data import Batch, Frames, Source
+from pathtune.training.loop import backward
 from tests.conftest import crystals, molecules
 from tests.e2e.conftest import run_process
 from tests.e2e.test_distributed import close
@@ -127,6 +133,36 @@ def test_steps_in_parts_are_the_same_run(start, cli, tmp_path):
     assert "150 edges" in (outcome := cli(*line, *bounds, "--output", parts)).err
     assert outcome.code == 0
     close(whole, parts, 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float64", 1e-12)])
+def test_the_gradient_of_a_batch_in_parts(files, trusted_tiny, dtype, bound):
+    backend = load(trusted_tiny, dtype=dtype, device="cpu")
+    method = discovery.load("methods", "full")
+    weights = dict(backend.model.named_parameters())
+    delta = deltas.build(
+        backend.path_weights(), weights, method=method, config=method.Config(),
+        selection="all", elements=["H", "C", "O", "Cu"], head=None, seed=0,
+    )  # fmt: skip
+    source = Source(
+        Frames.prepare(backend, structures.read(files["train"])),
+        {"energy": 1.0, "forces": 10.0, "stress": 10.0},
+    )
+    parameters = list(delta.change.parameters())
+    rows, found = list(range(18)), []
+    for size in (18, 1, 7):
+        parts = [source.frames.part(rows[i : i + size]) for i in range(0, 18, size)]
+        run = RunConfig(model="m", train="t", dtype=dtype)
+        backward(delta, parameters, Batch(source, rows, parts), run)
+        found.append(torch.cat([p.grad.flatten() for p in parameters]))
+        delta.zero_grad()
+    for other in found[1:]:
+        assert (other - found[0]).norm() / found[0].norm() < bound
+
+
+def test_tf32_is_for_gpus(start, cli, tmp_path):
+    refused = cli(*start, "--tf32", "--output", tmp_path / "run")
+    assert refused.code == 2 and "float32 on cpu" in refused.error
 
 
 def test_batches_by_work_resume_without_a_sampler(start, cli, tmp_path):

@@ -132,6 +132,24 @@ def test_steps_in_parts_are_steps(dtype=torch.float64):
         torch.testing.assert_close(end, ends[0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_precision_of_products_is_that_of_the_step_alone(tf32):
+    seen = []
+
+    class Watched(Springs):
+        def predict(self, *args, **options):
+            seen.append(torch.get_float32_matmul_precision())
+            return super().predict(*args, **options)
+
+    data, delta = frames(mixed(), Watched()), Weight()
+    opt = optimizer.build([{"params": [delta.w], "lr": 0.01}], 1)
+    batch = Batch(Source(data, PROPERTIES), [0, 1], [data.part([0, 1])])
+    before = torch.get_float32_matmul_precision()
+    training_step(delta, opt, [batch], config(tf32=tf32))
+    assert seen == ["high" if tf32 else before]
+    assert torch.get_float32_matmul_precision() == before
+
+
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=30),
     st.integers(1, 12),

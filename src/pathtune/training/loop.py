@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def training_step(
     """
     parameters = optimizer.parameters(opt)
     opt.zero_grad()
-    losses = [backward(delta, parameters, batch, config) for batch in batches]
+    with _matrix_products(config.tf32):
+        losses = [backward(delta, parameters, batch, config) for batch in batches]
     loss = torch.stack(losses).sum()
     distributed.sum_gradients(parameters, loss)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
@@ -113,6 +115,17 @@ def training_step(
         )
     opt.step()
     return float(loss)
+
+
+@contextlib.contextmanager
+def _matrix_products(tf32: bool) -> Iterator[None]:
+    """Multiply matrices in TF32, if asked to; leave PyTorch's setting as it was."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def train(
