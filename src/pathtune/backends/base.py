@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import pickle
 import random
 import warnings
 from abc import ABC, abstractmethod
@@ -76,6 +77,33 @@ def undisturbed(dtype: torch.dtype | None = None) -> Iterator[None]:
         if dict(os.environ) != environment:
             os.environ.clear()
             os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn what vendors raise on a wrong or damaged file into one sentence.
+
+    Raises
+    ------
+    PathtuneError
+        With the path, what it was read as, and the first line of the vendor's reason.
+    """
+    try:
+        yield
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        AttributeError,
+        AssertionError,
+        ImportError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise PathtuneError(f"{path} cannot be read as {what}: {reason[0]}") from error
 
 
 class Backend(ABC):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import pickle
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pathtune import files, trust
 from pathtune.backends.base import Backend as Contract
-from pathtune.backends.base import ModelInfo, pick_head, undisturbed
+from pathtune.backends.base import ModelInfo, pick_head, reading, undisturbed
 from pathtune.errors import PathtuneError, UsageError
 from pathtune.paths import Kind, PathWeight, Role
 from pathtune.paths import Path as IrrepsPath
@@ -295,25 +294,9 @@ class Backend(Contract):
         self.head = pick_head(head, (), name)
         self.dtype = dtype
         self.device = torch.device(device)
-        try:
+        with reading(path, "a CHGNet checkpoint"):
             self._content = _read(path, version)
             single = self._built()
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            OSError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            NotImplementedError,
-            TypeError,
-            ValueError,
-        ) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise PathtuneError(
-                f"{path} cannot be read as a CHGNet checkpoint: {reason[0]}"
-            ) from error
         composition = single.composition_model
         if composition is not None and not (
             hasattr(composition, "fc")

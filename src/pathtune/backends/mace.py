@@ -8,7 +8,6 @@ import io
 import logging
 import math
 import os
-import pickle
 import re
 import sys
 import warnings
@@ -26,6 +25,7 @@ from pathtune.backends.base import (
     ModelInfo,
     instruction_paths,
     pick_head,
+    reading,
     undisturbed,
 )
 from pathtune.errors import PathtuneError
@@ -143,23 +143,8 @@ def _open(path: Path) -> Any:
     with _vendor():
         from mace.modules.models import MACE, ScaleShiftMACE
 
-        try:
+        with reading(path, "a MACE model"):
             model = torch.load(path, map_location="cpu", weights_only=False)
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            OSError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise PathtuneError(
-                f"{path} cannot be read as a MACE model: {reason[0]}"
-            ) from error
     if type(model) in (MACE, ScaleShiftMACE):
         return model
     if isinstance(model, torch.jit.ScriptModule):

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from pathtune.backends.base import (
     ModelInfo,
     instruction_paths,
     pick_head,
+    reading,
     undisturbed,
 )
 from pathtune.errors import PathtuneError, UsageError
@@ -143,24 +143,8 @@ def _read(path: Path) -> Any:
     with _vendor_state():
         from nequip.model.saved_models import load_saved_model
 
-        try:
+        with reading(path, "a NequIP package or checkpoint"):
             models = load_saved_model(path, model_key=None)
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            OSError,
-            AttributeError,
-            AssertionError,
-            ImportError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise PathtuneError(
-                f"{path} cannot be read as a NequIP package or checkpoint: {reason[0]}"
-            ) from error
     return _sole(models, path)
 
 

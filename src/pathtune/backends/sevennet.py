@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import pickle
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathtune.backends.base import (
     ModelInfo,
     instruction_paths,
     pick_head,
+    reading,
     undisturbed,
 )
 from pathtune.errors import PathtuneError, UsageError
@@ -189,25 +189,9 @@ class Backend(Contract):
             from sevenn.checkpoint import SevenNetCheckpoint
 
             checkpoint = SevenNetCheckpoint(str(path))
-            try:
+            with reading(path, "a SevenNet checkpoint"):
                 config = checkpoint.config
                 single = checkpoint.build_model()
-            except (
-                pickle.UnpicklingError,
-                RuntimeError,
-                EOFError,
-                OSError,
-                AttributeError,
-                AssertionError,
-                ImportError,
-                LookupError,
-                TypeError,
-                ValueError,
-            ) as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise PathtuneError(
-                    f"{path} cannot be read as a SevenNet checkpoint: {reason[0]}"
-                ) from error
         self = cls()
         self.model_name = _canonical(model) if cls.knows(model) else path.name
         heads = single.modal_map or {}
