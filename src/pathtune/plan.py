@@ -143,8 +143,11 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         n = len(frames["train"])
         most = min(4, config.batch_size or _default_batch(n))
         sample = frames["train"].part(frames["train"].passes(range(n), config, most)[0])
-        learned = {*properties, *(source.properties if source else ())}
-        step = compiled.enable(backend, delta, sample.graphs, learned)
+        graphs, learned = [*sample.graphs], {*properties}
+        if source is not None:
+            graphs += source.frames.part([0]).graphs
+            learned |= source.properties.keys()
+        step = compiled.enable(backend, delta, graphs, learned)
     resolved = _resolve(config, method_config, frames["train"], delta, properties)
     judged = "test" if "test" in parts else "valid"
     return Plan(
