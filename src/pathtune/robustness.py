@@ -24,7 +24,7 @@ from pathtune.structures import Survey
 # in a hot or compressed simulation come.
 DISTANCES = np.linspace(0.5, 0.6, 11)
 MOST_PAIRS = 200
-N_STEPS = 200
+N_STEPS = 100
 TEMPERATURE = 300.0
 #: K; no bond survives it, so something else than the temperature drives the atoms.
 EXPLODED = 10_000.0
