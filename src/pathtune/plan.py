@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,12 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     properties = _trained_properties(config, backend, surveys, console)
     workers = default_workers() if config.workers is None else config.workers
     frames = {
-        name: Frames.prepare(backend, part, workers=workers)
+        name: Frames.prepare(
+            backend,
+            part,
+            workers=workers,
+            count_edges=config.max_edges_per_batch is not None,
+        )
         for name, part in parts.items()
     }
     base = {"train": _predict_base(frames["train"], config, {})}
@@ -120,10 +125,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     for name in [name for name in parts if name != "train"]:
         base[name] = _predict_base(frames[name], config, fair.shifts)
         _check(name, frames, base[name], console)
-    frames = {
-        name: replace(f, n_edges=base[name].n_edges).with_shifts(references.shifts)
-        for name, f in frames.items()
-    }
+    frames = {name: f.with_shifts(references.shifts) for name, f in frames.items()}
     delta = deltas.build(
         backend.path_weights(),
         dict(backend.model.named_parameters()),
@@ -273,8 +275,6 @@ class _Base:
     ----------
     energies
         (n_structures,) eV.
-    n_edges
-        (n_structures,) directed edges, where a bound asks for them.
     predictions
         Of the frames whose units are looked at; empty for the others.
     raw, shifted
@@ -282,7 +282,6 @@ class _Base:
     """
 
     energies: np.ndarray
-    n_edges: np.ndarray
     predictions: Sequence[Prediction]
     raw: metrics.Sums
     shifted: metrics.Sums
@@ -293,32 +292,31 @@ def _predict_base(
 ) -> _Base:
     """Predict all frames once; every process its share."""
     n = len(frames)
-    known = config.model_copy(update={"max_edges_per_batch": None})
-    passes = frames.passes(range(n), known, config.batch_size or _default_batch(n))
+    if config.max_edges_per_batch == "auto":
+        # Not measured yet; but each structure has to fit.
+        largest = int(frames.n_edges.max())
+        config = config.model_copy(update={"max_edges_per_batch": largest})
+    passes = frames.passes(range(n), config, config.batch_size or _default_batch(n))
     wanted = set(structures.sample(n))
-    counts_edges = config.max_edges_per_batch is not None
-    energies, n_edges = np.zeros(n), np.zeros(n, int)
+    energies = np.zeros(n)
     kept: dict[int, Prediction] = {}
     raw, shifted = metrics.Sums(), metrics.Sums()
     for part, predictions in frames.predictions(passes):
         energies[part.rows] = [float(p["energy"]) for p in predictions]
-        if counts_edges:
-            n_edges[part.rows] = [frames.backend.n_edges(g) for g in part.graphs]
         kept |= {
             i: p for i, p in zip(part.rows, predictions, strict=True) if i in wanted
         }
         raw.add(part.structures, predictions)
         shifted.add(part.structures, with_shifts(part.structures, predictions, shifts))
-    shares = distributed.gather((energies, n_edges, kept, raw, shifted))
+    shares = distributed.gather((energies, kept, raw, shifted))
     columns = list(zip(*shares, strict=True))
-    for other in columns[2]:
+    for other in columns[1]:
         kept |= other
     return _Base(
         energies=sum(columns[0]),
-        n_edges=sum(columns[1]),
         predictions=structures.spread(list(kept.values()), list(kept), n),
-        raw=metrics.merged(columns[3]),
-        shifted=metrics.merged(columns[4]),
+        raw=metrics.merged(columns[2]),
+        shifted=metrics.merged(columns[3]),
     )
 
 
@@ -551,14 +549,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 def _batch(plan: Plan) -> str:
     """Return what a step and a pass through the model are made of."""
     config = plan.config
-    bounds = [
-        f"{bound} {what}"
-        for bound, what, sizes in (
-            (config.max_atoms_per_batch, "atoms", plan.train.survey.n_atoms),
-            (config.max_edges_per_batch, "edges", plan.train.n_edges),
-        )
-        if isinstance(bound, int) and len(sizes)
-    ]
+    given = {"atoms": config.max_atoms_per_batch, "edges": config.max_edges_per_batch}
+    bounds = [f"{bound} {what}" for what, bound in given.items() if bound is not None]
     if config.batch_size is None:
         return f"up to {' and '.join(bounds)}"
     parts = f" in parts of up to {' and '.join(bounds)}" if bounds else ""

@@ -76,9 +76,7 @@ def label(
         raise UsageError("replay needs a weight of energy, forces or stress above zero")
     frames = Frames.prepare(backend, list(drawn))
     passes = frames.passes(
-        range(len(drawn)),
-        config.model_copy(update={"max_edges_per_batch": None}),
-        config.batch_size or EVALUATED_AT_ONCE,
+        range(len(drawn)), config, config.batch_size or EVALUATED_AT_ONCE
     )
     predicted: dict[int, Prediction] = {}
     for part, predictions in frames.predictions(passes, properties=LABELS):
@@ -108,6 +106,6 @@ def label(
         structures=labelled,
         survey=structures.survey(labelled),
         ready=(graphs, []),
-        n_edges=np.array([backend.n_edges(g) for g in graphs]),
+        n_edges=frames.n_edges[kept],
     )
     return Source(frames.with_shifts({}), properties)

@@ -61,21 +61,41 @@ class Frames:
     shifts: Mapping[str, float]
     workers: int
     ready: tuple[list[Any], list[Labels]] | None
-    #: Directed edges of each graph; empty where nothing asks for them.
+    #: Directed edges of each graph.
     n_edges: np.ndarray
 
     @classmethod
     def prepare(
-        cls, backend: Backend, structures: Sequence[Structure], *, workers: int = 0
+        cls,
+        backend: Backend,
+        structures: Sequence[Structure],
+        *,
+        workers: int = 0,
+        count_edges: bool = True,
     ) -> Frames:
-        """Build graphs and labels of structures in memory; none of those in a file."""
-        found = cls(
-            backend, structures, survey(structures), {}, workers, None, np.zeros(0, int)
-        )
-        if not isinstance(structures, list):
-            return found
-        graphs = [backend.graph(s.atoms) for s in structures]
-        return replace(found, ready=(graphs, [])).with_shifts({})
+        """Build graphs and labels of structures in memory; none of those in a file.
+
+        Parameters
+        ----------
+        backend, structures
+            Whose graphs, and of what.
+        workers
+            Processes that read structures from a file.
+        count_edges
+            Go through a file once to count the edges; otherwise they are zero.
+        """
+        n_edges = np.zeros(len(structures), int)
+        found = cls(backend, structures, survey(structures), {}, workers, None, n_edges)
+        if isinstance(structures, list):
+            graphs = [backend.graph(s.atoms) for s in structures]
+            n_edges[:] = [backend.n_edges(g) for g in graphs]
+            return replace(found, ready=(graphs, [])).with_shifts({})
+        if count_edges:
+            mine = range(len(structures))[distributed.rank() :: distributed.size()]
+            for (part,) in found.load([[i]] for i in mine):
+                n_edges[part.rows] = backend.n_edges(part.graphs[0])
+            n_edges[:] = sum(distributed.gather(n_edges))
+        return found
 
     def with_shifts(self, shifts: Mapping[str, float]) -> Frames:
         """Return the same frames with the shifts subtracted from their labels."""
