@@ -31,9 +31,7 @@ def build(
     """
     # The library refuses an empty list, but not an empty group.
     groups = groups or [{"params": []}]
-    optimizer = AdamWScheduleFree(
-        groups, warmup_steps=warmup_steps, r=averaging_power
-    )
+    optimizer = AdamWScheduleFree(groups, warmup_steps=warmup_steps, r=averaging_power)
     optimizer.train()
     return optimizer
 
