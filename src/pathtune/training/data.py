@@ -7,6 +7,7 @@ import functools
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -280,10 +281,10 @@ def _ignore_signals(worker: int) -> None:
 
 def default_workers() -> int:
     """Return how many processes read structures from files: a share of the cores."""
-    if not hasattr(os, "fork"):
+    if sys.platform != "linux":  # forking a process that computes is safe there only
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    return max(1, min(4, cores // distributed.local_size() - 1))
+    cores = len(os.sched_getaffinity(0)) // distributed.local_size()
+    return max(1, min(4, cores - 1))
 
 
 @functools.lru_cache(maxsize=4)

@@ -30,7 +30,7 @@ _store: dist.Store | None = None
 
 # A process that has not answered for so long is taken for dead. One that dies closes
 # its connections, which the others notice at once.
-TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT = datetime.timedelta(hours=1)
 
 
 def _from_slurm() -> None:
