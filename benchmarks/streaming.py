@@ -1,8 +1,8 @@
 """Memory and time of a run on structures that stay in their file, against their number.
 
 Writes rattled copper cells with the labels of ASE's effective medium theory to a
-database, trains one epoch on it in a process of its own, and prints what the run says of
-its peak memory and its steps:
+database, trains one epoch on it in a process of its own, and prints what the run says
+of its peak memory and its steps:
 
     python benchmarks/streaming.py MODEL 1000 10000 100000
 """
