@@ -340,6 +340,34 @@ def test_weights_of_couplings_that_do_not_exist_are_never_alive(tmp_path):
 # Merging
 
 
+@pytest.mark.parametrize("n_atoms", [40, 6], ids=["by element", "as the vendor"])
+@pytest.mark.parametrize("name", ["plain", "density", "heads"])
+def test_rewritten_product_basis_and_its_second_derivative(load, name, n_atoms):
+    backend = load(name, "float64", VARIANTS[name][2])
+    plain = backend.model.products[0].symmetric_contractions
+    rewritten = backend.rewritten().products[0].symmetric_contractions
+    (n_elements,) = {w.shape[0] for w in plain.parameters()}
+    channels = plain.contractions[0].num_features
+    dim = sum(ir.dim for _, ir in plain.irreps_in)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n_atoms, channels, dim, generator=generator, dtype=torch.float64)
+    species = torch.randint(n_elements, (n_atoms,), generator=generator)
+    one_hot = torch.nn.functional.one_hot(species, n_elements).double()
+    found = []
+    for basis in (plain, rewritten):
+        weights = {
+            name: parameter.clone().requires_grad_()
+            for name, parameter in basis.named_parameters()
+        }
+        leaf = x.clone().requires_grad_()
+        out = torch.func.functional_call(basis, weights, (leaf, one_hot))
+        (first,) = torch.autograd.grad((out**2).sum(), leaf, create_graph=True)
+        leaves = [leaf, *weights.values()]
+        found.append([out, first, *torch.autograd.grad((first**2).sum(), leaves)])
+    for ours, theirs in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_merged_file_in_the_vendors_calculator(load, merged, name):
     backend, head = load(name), VARIANTS[name][2]

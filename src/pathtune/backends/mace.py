@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import math
@@ -336,8 +337,12 @@ class Backend(Contract):
     def rewritten(self) -> Any:
         """Return the model with layers rewritten for training; see the contract."""
         from e3nn import o3
+        from mace.modules.symmetric_contraction import Contraction
 
         def fused(module: Any) -> Any:
+            if type(module) is Contraction:
+                module.__class__ = _by_element()
+                return module
             is_product = type(module) is o3.TensorProduct
             if not (is_product and layers.Convolution.replaces(module)):
                 return layers.drop_in(module)
@@ -540,6 +545,47 @@ class _Fused(layers.Convolution):
         """(n_atoms, irreps_in) -> (n_atoms, irreps_mid)."""
         x, y, weight, edge_index = inputs
         return super().forward(x, y, weight, *edge_index)
+
+
+@functools.cache
+def _by_element() -> Any:
+    """Return the vendor's product basis, contracted in another order.
+
+    The vendor applies the coupling tensor to every atom and channel, the weights after
+    it. Weights belong to elements, of which a batch has few: couple them first, and
+    what is left to do for every atom is a fraction of it.
+    """
+    from mace.modules.symmetric_contraction import Contraction
+
+    class ByElement(Contraction):
+        """out = ((T3 x + T2) x + T1) x, with T of the element and the channel."""
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            """(n, channels, dim) and one-hot (n, n_elements) -> (n, channels * out)."""
+            present, index = y.argmax(dim=1).unique(return_inverse=True)
+            n, channels, dim = x.shape
+            if len(present) * dim > 2 * n:  # the tables would take too much memory
+                plain: Tensor = super().forward(x, y)
+                return plain
+            tables = [
+                # (n_present, out * dim^degree, channels)
+                self.U_tensors(self.correlation - i).flatten(0, -2)
+                @ weight.index_select(0, present)
+                for i, weight in enumerate((self.weights_max, *self.weights))
+            ]
+            order = index.argsort()
+            parts = x.index_select(0, order).split(torch.bincount(index).tolist())
+            outs = []
+            for part, first, *others in zip(parts, *tables, strict=True):
+                atoms = part.transpose(0, 1)
+                out = atoms @ first.T.reshape(channels, -1, dim).transpose(1, 2)
+                for table in others:
+                    out = (out + table.T.unsqueeze(1)).unflatten(2, (-1, dim))
+                    out = (out @ atoms.unsqueeze(-1)).squeeze(-1)
+                outs.append(out.transpose(0, 1))
+            return torch.cat(outs).index_select(0, order.argsort()).flatten(1)
+
+    return ByElement
 
 
 def _row(model: Any, head: int) -> Tensor:
