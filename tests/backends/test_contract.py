@@ -99,6 +99,7 @@ def tuned(family, base, tmp_path_factory):
         train=str(folder / "train.xyz"),
         valid=str(folder / "valid.xyz"),
         output=str(folder / "run"),
+        method="full",
         max_steps=20,
         eval_every=10,
         device="cpu",
