@@ -29,7 +29,9 @@ all: test
 .venv-mace/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-mace
 	.venv-mace/bin/python $(PIP) torch
-	.venv-mace/bin/python $(PIP) -e ".[mace,cueq,dev]"
+	.venv-mace/bin/python $(PIP) -e ".[mace,dev]"
+	.venv-mace/bin/python $(PIP) --no-deps --target .venv-mace/cueq \
+	cuequivariance cuequivariance-torch
 	touch $@
 
 .venv-core/installed: pyproject.toml constraints.txt
@@ -52,8 +54,11 @@ lint: .venv/installed
 test-all: .venv/installed
 	$(THREADS) .venv/bin/python $(PYTEST)
 
+# MACE builds other models where cuequivariance is installed, so it is beside.
 test-mace: .venv-mace/installed
 	$(THREADS) .venv-mace/bin/python $(PYTEST) tests/backends tests/contract tests/e2e
+	$(THREADS) PYTHONPATH=.venv-mace/cueq .venv-mace/bin/python $(PYTEST) \
+	tests/backends/test_acceleration.py
 
 # The same unit tests where no backend can be imported.
 test-core: .venv-core/installed
