@@ -49,7 +49,7 @@ class RunConfig(BaseModel):
         With a `batch_size` a step adds up as many such batches as it takes; without
         one, a step is one of them.
     memory_limit
-        Memory (GiB) that ``auto`` may take; 85 % of the free memory of a GPU.
+        Memory (GiB) that ``auto`` may take; all free memory of a GPU.
     tf32
         Multiply matrices in TF32 while training; NVIDIA GPUs only. Evaluations keep
         the full precision.

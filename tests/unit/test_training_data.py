@@ -262,7 +262,7 @@ def test_a_frame_that_cannot_fit(monkeypatch):
 def test_a_cpu_has_to_be_told_its_memory():
     with pytest.raises(UsageError, match="--memory-limit"):
         memory.limit_mib(CPU, None)
-    assert memory.limit_mib(CPU, 2.0) == 2048
+    assert memory.limit_mib(CPU, 2.0) == 0.9 * 2048
 
 
 def test_the_peak_is_that_of_what_was_computed():

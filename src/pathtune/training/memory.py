@@ -58,7 +58,9 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def limit_mib(device: torch.device, stated_gib: float | None) -> float:
-    """Return how much memory (MiB) a run may take: what was stated, or 85 % of a GPU.
+    """Return the memory (MiB) of a pass: 90 % of what was stated, or free on a GPU.
+
+    The rest is for what varies from part to part of a batch.
 
     Raises
     ------
@@ -66,14 +68,14 @@ def limit_mib(device: torch.device, stated_gib: float | None) -> float:
         On a CPU, where the memory is not ours alone, if nothing was stated.
     """
     if stated_gib is not None:
-        return stated_gib * 2**10
+        return 0.9 * stated_gib * 2**10
     if device.type != "cuda":
         raise UsageError(
             "--max-edges-per-batch auto needs --memory-limit GIB on a CPU: say how "
             "much memory the run may take"
         )
     free, _ = torch.cuda.mem_get_info(device)
-    return 0.85 * (free + torch.cuda.memory_reserved(device)) / 2**20
+    return 0.9 * (free + torch.cuda.memory_reserved(device)) / 2**20
 
 
 def most_edges(
