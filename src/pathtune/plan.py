@@ -142,9 +142,10 @@ def prepare(config: RunConfig, console: Console) -> Plan:
     step = "plain"
     if config.compile:
         # No more than a step takes: the plain model needs more memory than training.
-        n = len(frames["train"])
-        most = min(4, config.batch_size or _default_batch(n))
-        sample = frames["train"].part(frames["train"].passes(range(n), config, most)[0])
+        most = min(4, config.batch_size or _default_batch(len(frames["train"])))
+        telling = np.flatnonzero(~surveys["train"].is_lone_atom).tolist()
+        rows = telling or list(range(len(frames["train"])))
+        sample = frames["train"].part(frames["train"].passes(rows, config, most)[0])
         graphs, learned = [*sample.graphs], {*properties}
         if source is not None:
             graphs += source.frames.part([0]).graphs

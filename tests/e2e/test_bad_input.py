@@ -335,9 +335,9 @@ def missing_checkpoint(place):
     return place.finetune(model=place.path / "missing.pth")
 
 
-@case(2, "'.ckpt'", ".pth")
+@case(2, "model.h5", ".pth")
 def checkpoint_of_unknown_suffix(place):
-    return place.finetune(model=place.file("model.ckpt", b"?"))
+    return place.finetune(model=place.file("model.h5", b"?"))
 
 
 @case(2, "tiny.pth has no heads", "--head PBE")

@@ -14,6 +14,8 @@ from pathtune.properties import Property
 
 # Of outputs and of gradients, relative to their norm.
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-10}
+# Lone atoms have no forces, so a norm may be zero.
+SMALLEST = 1e-3
 
 
 def enable(
@@ -49,7 +51,8 @@ def enable(
     limit = TOLERANCE[backend.dtype]
     worst = 0.0
     for name, expected in plain.items():
-        difference = float((found[name] - expected).norm() / expected.norm())
+        scale = expected.norm().clamp(min=SMALLEST)
+        difference = float((found[name] - expected).norm() / scale)
         worst = max(worst, difference)
         if not difference <= limit:
             backend.training_model = None
@@ -70,7 +73,12 @@ def _gradients(
     parameters = list(delta.parameters())
     out = backend.predict(backend.batch(graphs), delta(), properties, training=True)
     finite = {name: value[value.isfinite()] for name, value in out.items()}
-    total = torch.stack([(v**2).sum() / v.detach().norm() for v in finite.values()])
+    total = torch.stack(
+        [
+            (value**2).sum() / value.detach().norm().clamp(min=SMALLEST)
+            for value in finite.values()
+        ]
+    )
     outputs: dict[str, Tensor] = {n: v.detach() for n, v in finite.items()}
     if not parameters:
         return outputs
