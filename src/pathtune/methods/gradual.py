@@ -13,7 +13,6 @@ Zhu and Gupta, To prune, or not to prune, arXiv 1710.01878 (2017), eq. 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -38,13 +37,10 @@ class Config(support.Config):
         How often the support shrinks.
     first_stage
         Share of the steps before it shrinks first.
-    refit_lr
-        Learning rate after the last stage; None follows the rule above.
     """
 
     lr: float = Field(1e-2, gt=0)
     max_updated_percent: float = Field(3.0, gt=0, le=100)
-    refit_lr: float | None = Field(None, gt=0)  # type: ignore[assignment]
     stages: int = Field(6, ge=1)
     first_stage: float = Field(0.1, gt=0, lt=1)
 
@@ -62,8 +58,9 @@ class Change(support.Change):
 
     def _left(self, stage: int) -> int:
         """Return how many entries are left after a stage; all after stage 0."""
-        start, end = len(self.support), min(self._budget, len(self.support))
-        return end + round((start - end) * (1 - stage / self.config.stages) ** 3)
+        return support.left(
+            len(self.support), self._budget, stage / self.config.stages
+        )
 
     @property
     def _times(self) -> list[float]:
@@ -95,10 +92,3 @@ class Change(support.Change):
         self.stage += 1
         current = torch.cat(self())
         self.fix(current, current.abs(), self._left(int(self.stage)))
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return one group; the fewer entries, the larger the steps."""
-        lr = self.config.lr / math.sqrt(self._left(int(self.stage)) / len(self.support))
-        if not self.phase_pending and self.config.refit_lr is not None:
-            lr = self.config.refit_lr
-        return [{"params": [self.delta], "lr": lr, "weight_decay": 0.0}]

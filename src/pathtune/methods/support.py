@@ -6,6 +6,7 @@ method by itself.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,13 +32,14 @@ class Config(base.MethodConfig):
     refit_fraction
         Share of the steps spent on the second phase.
     refit_lr
-        Learning rate of the second phase; few weights need larger steps.
+        Learning rate of the second phase. Few weights need larger steps: None is
+        lr / √p where a share p of the entries is left.
     """
 
     lr: float = Field(gt=0)
     max_updated_percent: float | None = Field(None, gt=0, le=100)
     refit_fraction: float = Field(0.4, gt=0, lt=1)
-    refit_lr: float = Field(2e-2, gt=0)
+    refit_lr: float | None = Field(None, gt=0)
 
 
 class Change(base.Change):
@@ -110,6 +112,8 @@ class Change(base.Change):
         if not self.is_fixed:
             return self.free_groups()
         lr = self.config.refit_lr
+        if lr is None:
+            lr = self.config.lr / math.sqrt(max(1, self.trainable) / len(self.support))
         return [{"params": [self.delta], "lr": lr, "weight_decay": 0.0}]
 
     @property
@@ -126,3 +130,14 @@ class Change(base.Change):
         """Fix the support: the largest entries of dW, which goes on from there."""
         free = torch.cat(self.free())
         self.fix(free, free.abs())
+
+
+def left(entries: int, budget: int, share: float) -> int:
+    """Return how many entries are left at a share of a cubic schedule.
+
+    References
+    ----------
+    Zhu and Gupta, To prune, or not to prune, arXiv 1710.01878 (2017), eq. 1.
+    """
+    end = min(budget, entries)
+    return end + round((entries - end) * (1 - share) ** 3)
