@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 DELTA, CONFIG, METRICS = "delta.safetensors", "config.yaml", "metrics.json"
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, PREDICTIONS = "environment.json", "predictions"
+SHORT_RANGE = "short_range.json"
 # Settings whose resolved value need not look like the given one. Given again on
 # resuming they are resolved again, and the run's identity decides.
 _RESOLVED = (
@@ -133,12 +134,22 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
     results: dict[str, Any] = {
         "zero_shot": plan.zero_shot,
         "zero_shot_raw": plan.zero_shot_raw,
-        "valid": _evaluated(plan, saved, plan.valid),
-        "test": _evaluated(plan, saved, plan.test) if plan.test else None,
+        "valid": _evaluated(plan, saved, "valid", plan.valid, folder),
+        "test": _evaluated(plan, saved, "test", plan.test, folder)
+        if plan.test
+        else None,
         "sparsity": deltas.sparsity(
             saved.updated_parameters, plan.delta.alive, backend.total_parameters
         ),
-        "retention": distributed.from_main(lambda: _retention(plan, saved)),
+        "retention": distributed.from_main(lambda: _retention(plan, saved, folder)),
+        "reference_energies": {
+            "mode": plan.config.reference_energies,
+            "base": {
+                e: backend.reference_energies()[e] for e in plan.references.shifts
+            },
+            "shifts": dict(plan.references.shifts),
+        },
+        "data": _data(plan),
         "best_step": outcome.best_step,
         "steps": outcome.steps,
     }
@@ -202,9 +213,15 @@ def resume_config(folder: Path, given: Mapping[str, Any]) -> RunConfig:
     return validate(RunConfig, dumped | again, "setting")
 
 
-def _evaluated(plan: Plan, saved: DeltaFile, frames: Frames) -> dict[str, Any]:
-    """Return errors of base + delta as any later user of the file will see them."""
+def _evaluated(
+    plan: Plan, saved: DeltaFile, name: str, frames: Frames, folder: Path
+) -> dict[str, Any]:
+    """Return errors of base + delta as any later user of the file will see them.
+
+    The predictions of frames in memory are written beside those of the base.
+    """
     sums = metrics.Sums()
+    kept: dict[int, Prediction] = {}
     passes = frames.passes(
         range(len(frames)), plan.config, plan.config.batch_size or EVALUATED_AT_ONCE
     )
@@ -214,19 +231,53 @@ def _evaluated(plan: Plan, saved: DeltaFile, frames: Frames) -> dict[str, Any]:
         shifts=saved.shifts,
     ):
         sums.add(part.structures, predictions)
-    together = metrics.merged(distributed.gather(sums))
+        if name in plan.zero_shot_predictions:
+            kept |= zip(part.rows, predictions, strict=True)
+    shares = distributed.gather((sums, kept))
+    if name in plan.zero_shot_predictions and distributed.rank() == 0:
+        for _, others in shares:
+            kept |= others
+        for suffix, predicted in (
+            ("", [kept[i] for i in range(len(frames))]),
+            ("_zero_shot", plan.zero_shot_predictions[name]),
+        ):
+            structures.write_predictions(
+                folder / PREDICTIONS / f"{name}{suffix}.xyz",
+                frames.structures,
+                predicted,
+            )
+    together = metrics.merged(sums for sums, _ in shares)
     groups = together.errors_by_config_type()
     return together.errors() | ({"by_config_type": groups} if groups else {})
 
 
-def _retention(plan: Plan, saved: DeltaFile) -> dict[str, Any] | None:
+def _data(plan: Plan) -> dict[str, Any]:
+    """Return what the frames of each part hold."""
+    parts = {"train": plan.train, "valid": plan.valid, "test": plan.test}
+    return {
+        name: {
+            "n_structures": len(frames),
+            "n_atoms": int(frames.survey.n_atoms.sum()),
+            "elements": list(frames.survey.elements),
+            "labels": {k: n for k, n in frames.survey.counts.items() if n},
+            "label_keys": dict(frames.survey.label_keys),
+        }
+        for name, frames in parts.items()
+        if frames
+    }
+
+
+def _retention(plan: Plan, saved: DeltaFile, folder: Path) -> dict[str, Any] | None:
     """Return what the model has forgotten, and whether it is safe to run."""
     if plan.config.retention == "none":
         return None
     held_out = plan.test or plan.valid
+    weights = saved.merged(plan.backend.stored_weights())
+    curves = robustness.short_range(plan.backend, weights, plan.train.survey)
+    files.write_json(folder / SHORT_RANGE, curves)
     return robustness.measure(
         plan.backend,
-        saved.merged(plan.backend.stored_weights()),
+        weights,
         size=plan.config.retention,
         train=plan.train.survey,
         held_out=held_out.structures,

@@ -59,6 +59,9 @@ class Plan:
     replay: Source | None
     zero_shot: Mapping[str, Any]
     zero_shot_raw: Mapping[str, Any]
+    #: Name of a part -> what the base predicts of it, reference energies re-estimated;
+    #: parts that stay in their file are left out.
+    zero_shot_predictions: Mapping[str, Sequence[Prediction]]
     identity: str
     #: What a training step runs, for people.
     step: str
@@ -165,6 +168,11 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         replay=source,
         zero_shot=base[judged].shifted.errors(),
         zero_shot_raw=base[judged].raw.errors(),
+        zero_shot_predictions={
+            name: with_shifts(parts[name], base[name].complete, fair.shifts)
+            for name in ("valid", "test")
+            if name in parts and frames[name].ready is not None
+        },
         identity=_identity(resolved, backend, surveys, references, replayed),
         step=step,
     )
@@ -278,12 +286,15 @@ class _Base:
         (n_structures,) eV.
     predictions
         Of the frames whose units are looked at; empty for the others.
+    complete
+        Of all frames, where these are in memory; empty otherwise.
     raw, shifted
         Errors of the model as it is, and with its reference energies shifted.
     """
 
     energies: np.ndarray
     predictions: Sequence[Prediction]
+    complete: Sequence[Prediction]
     raw: metrics.Sums
     shifted: metrics.Sums
 
@@ -305,7 +316,9 @@ def _predict_base(
     for part, predictions in frames.predictions(passes):
         energies[part.rows] = [float(p["energy"]) for p in predictions]
         kept |= {
-            i: p for i, p in zip(part.rows, predictions, strict=True) if i in wanted
+            i: p
+            for i, p in zip(part.rows, predictions, strict=True)
+            if i in wanted or frames.ready is not None
         }
         raw.add(part.structures, predictions)
         shifted.add(part.structures, with_shifts(part.structures, predictions, shifts))
@@ -315,7 +328,8 @@ def _predict_base(
         kept |= other
     return _Base(
         energies=sum(columns[0]),
-        predictions=structures.spread(list(kept.values()), list(kept), n),
+        predictions=[kept[i] if i in wanted else {} for i in range(n)],
+        complete=[kept[i] for i in range(n)] if frames.ready is not None else [],
         raw=metrics.merged(columns[2]),
         shifted=metrics.merged(columns[3]),
     )

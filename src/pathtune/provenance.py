@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +24,19 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def command() -> str | None:
+    """Return the command line of this process; None where Python called the package."""
+    program, *arguments = sys.argv
+    is_module = Path(program).parts[-2:] == ("pathtune", "__main__.py")
+    if not is_module and Path(program).name != "pathtune":
+        return None
+    return shlex.join(["pathtune", *arguments])
+
+
 def environment() -> dict[str, Any]:
-    """Return what a run's speed and rounding depend on."""
+    """Return what a run's speed and rounding depend on, and how it was started."""
     return {
+        "command": command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

@@ -24,12 +24,17 @@ from pathtune.structures import Survey
 # in a hot or compressed simulation come.
 DISTANCES = np.linspace(0.5, 0.6, 11)
 MOST_PAIRS = 200
+# The same shares, further out: past the bond and into what is left of it.
+CURVE = np.linspace(0.4, 2.0, 33)
+MOST_CURVES = 6
 N_STEPS = 100
 TEMPERATURE = 300.0
 #: K; no bond survives it, so something else than the temperature drives the atoms.
 EXPLODED = 10_000.0
 
 Pair = tuple[str, str]
+
+_DIRECTION = np.array([1.0, 2.0, 3.0]) / 14**0.5
 
 
 def pairs(survey: Survey) -> list[Pair]:
@@ -57,15 +62,61 @@ def holes(predict: Predict, pairs: Sequence[Pair]) -> list[Pair]:
     pairs
         Dimers to look at, at `DISTANCES`.
     """
-    direction = np.array([1.0, 2.0, 3.0]) / 14**0.5
-    dimers = []
-    for pair in pairs:
-        nearest = sum(covalent_radii[Atoms(pair).numbers])
-        for distance in DISTANCES * nearest:
-            dimers.append(Structure(Atoms(pair, [np.zeros(3), distance * direction])))
-    pushes = [p["forces"][1] @ direction for p in predict(dimers)]
+    dimers = [d for pair in pairs for d in _dimers(pair, DISTANCES)]
+    pushes = [p["forces"][1] @ _DIRECTION for p in predict(dimers)]
     by_pair = np.reshape(pushes, (len(pairs), len(DISTANCES)))
     return [p for p, f in zip(pairs, by_pair, strict=True) if not (f > 0).all()]
+
+
+def curves(
+    base: Predict, tuned: Predict, pairs: Sequence[Pair]
+) -> list[dict[str, Any]]:
+    """Return the energy of two atoms against their distance, before and after.
+
+    Parameters
+    ----------
+    base, tuned
+        Predict energies.
+    pairs
+        Dimers; the first `MOST_CURVES` are drawn.
+
+    Returns
+    -------
+    list of dict
+        For each pair ``pair`` (e.g. ``"H-O"``), ``covalent_angstrom`` (the sum of the
+        covalent radii), ``distances_angstrom``, and ``base_energy_ev`` and
+        ``energy_ev``, both relative to the largest distance.
+    """
+    drawn = pairs[:MOST_CURVES]
+    dimers = [d for pair in drawn for d in _dimers(pair, CURVE)]
+    shape = (len(drawn), len(CURVE))
+    before, after = (
+        np.reshape([float(p["energy"]) for p in predict(dimers)], shape)
+        for predict in (base, tuned)
+    )
+    return [
+        {
+            "pair": "-".join(pair),
+            "covalent_angstrom": float(_covalent(pair)),
+            "distances_angstrom": (_covalent(pair) * CURVE).tolist(),
+            "base_energy_ev": (old - old[-1]).tolist(),
+            "energy_ev": (new - new[-1]).tolist(),
+        }
+        for pair, old, new in zip(drawn, before, after, strict=True)
+    ]
+
+
+def _covalent(pair: Pair) -> float:
+    return float(sum(covalent_radii[Atoms(pair).numbers]))
+
+
+def _dimers(pair: Pair, shares: np.ndarray) -> list[Structure]:
+    """Return two atoms at shares of the sum of their covalent radii."""
+    distances = _covalent(pair) * shares
+    return [
+        Structure(Atoms(pair, [np.zeros(3), distance * _DIRECTION]))
+        for distance in distances
+    ]
 
 
 def nve(
@@ -139,6 +190,23 @@ class Potential(Calculator):
         self.results = {"energy": energy, "forces": forces}
 
 
+def _predicting(backend: Backend, weights: Mapping[str, Tensor]) -> Predict:
+    return functools.partial(
+        predict,
+        backend,
+        weights=moved_to(backend, weights),
+        properties=("energy", "forces"),
+    )
+
+
+def short_range(
+    backend: Backend, weights: Mapping[str, Tensor], train: Survey
+) -> list[dict[str, Any]]:
+    """Return `curves` of the most frequent pairs of elements in the training frames."""
+    base, tuned = _predicting(backend, {}), _predicting(backend, weights)
+    return curves(base, tuned, pairs(train))
+
+
 def measure(
     backend: Backend,
     weights: Mapping[str, Tensor],
@@ -172,16 +240,7 @@ def measure(
         with a hole in the base and in the tuned model, and those that only the tuned
         one has; ``nve``: that of `nve`, None without a frame to start from.
     """
-
-    def predicting(weights: Mapping[str, Tensor]) -> Predict:
-        return functools.partial(
-            predict,
-            backend,
-            weights=moved_to(backend, weights),
-            properties=("energy", "forces"),
-        )
-
-    base, tuned = predicting({}), predicting(weights)
+    base, tuned = _predicting(backend, {}), _predicting(backend, weights)
     crystals = retention.prototypes(backend.elements, retention.SIZES[size])
     looked_at = pairs(train)
     before, after = holes(base, looked_at), holes(tuned, looked_at)

@@ -31,6 +31,12 @@ FILES = {
     "environment.json",
     "metrics.json",
     "metrics.jsonl",
+    "predictions",
+    "predictions/test.xyz",
+    "predictions/test_zero_shot.xyz",
+    "predictions/valid.xyz",
+    "predictions/valid_zero_shot.xyz",
+    "short_range.json",
 }
 ERRORS = {
     "n_structures",

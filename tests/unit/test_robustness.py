@@ -111,3 +111,21 @@ def test_an_unstable_potential_explodes_and_stops(change):
 def test_hydrogen_halves_the_time_step():
     found = robustness.nve(ase.build.molecule("H2O"), EMT(), n_steps=2)
     assert found["time_step_fs"] == 0.5
+
+
+def test_curves_are_relative_to_the_largest_distance():
+    def predicting(depth):
+        def predict(structures):
+            bonds = [s.atoms.get_distance(0, 1) for s in structures]
+            return [{"energy": np.array(depth / x - 7.0)} for x in bonds]
+
+        return predict
+
+    found = robustness.curves(predicting(1.0), predicting(2.0), [("H", "O")] * 9)
+    assert len(found) == robustness.MOST_CURVES
+    curve = found[0]
+    x = np.array(curve["distances_angstrom"])
+    assert curve["pair"] == "H-O"
+    assert x / curve["covalent_angstrom"] == pytest.approx(robustness.CURVE)
+    assert curve["base_energy_ev"] == pytest.approx(1 / x - 1 / x[-1])
+    assert curve["energy_ev"] == pytest.approx(2 / x - 2 / x[-1])
