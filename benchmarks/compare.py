@@ -89,8 +89,10 @@ class Run:
         command += ["--output", str(run)]
         line = [sys.executable, "-m", "pathtune", *command, "--resume"]
         subprocess.run(line, stdout=log, stderr=log, check=True)
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         return {
             "command": shlex.join(["pathtune", *command]),
+            "curve": [[line["step"], line["valid"][SCORE]] for line in lines],
             "config": yaml.safe_load((run / "config.yaml").read_text()),
             "environment": json.loads((run / "environment.json").read_text()),
             "metrics": json.loads((run / "metrics.json").read_text()),
