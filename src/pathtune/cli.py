@@ -360,7 +360,7 @@ def _print_results(folder: Path, result: Mapping[str, Any]) -> None:
     split = "test" if result["test"] else "valid"
     rows = []
     for key in result[split]:
-        if key in result["zero_shot"] and key != "n_structures":
+        if isinstance(result["zero_shot"].get(key), float):
             base, tuned = result["zero_shot"][key], result[split][key]
             gain = base / tuned if tuned else float("inf")
             digits = 3 if key.endswith("mu_b") else 2

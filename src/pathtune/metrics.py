@@ -8,29 +8,69 @@ from typing import Any
 import numpy as np
 
 from pathtune.properties import (
+    PROPERTIES,
     Prediction,
-    Property,
     Structure,
     moment_vectors,
     moments_as_predicted,
 )
 
-# property -> (name in results, factor to the unit of the name)
-_NAMES: Mapping[Property, tuple[str, str, float]] = {
+# quantity -> (name in results, its unit there, factor to that unit)
+_NAMES: Mapping[str, tuple[str, str, float]] = {
     "energy": ("energy", "mev_per_atom", 1e3),
     "forces": ("forces", "mev_per_angstrom", 1e3),
     "stress": ("stress", "mev_per_angstrom3", 1e3),
     "magmoms": ("magmom", "mu_b", 1.0),
+    "vector": ("magmom_vector", "mu_b", 1.0),
+    "magnitude": ("magmom_magnitude", "mu_b", 1.0),
+    "angle": ("magmom_angle", "degrees", 1.0),
+    "magforces": ("magforces", "mev_per_mu_b", 1e3),
 }
+#: μ_B; the direction of a smaller moment means little.
+SMALLEST_MOMENT = 0.2
 
 
-def _error(structure: Structure, values: np.ndarray, name: Property) -> np.ndarray:
-    """Return prediction - label of what has a label, flat; energies per atom."""
-    label = structure.labels[name]
-    if name == "magmoms":
-        label = moments_as_predicted(moment_vectors(label), values)
-    error = np.ravel(values - label)[np.isfinite(np.ravel(label))]
-    return error / structure.n_atoms if name == "energy" else error
+def _errors(structure: Structure, predicted: Prediction) -> dict[str, np.ndarray]:
+    """Return prediction - label of what has a label; energies per atom.
+
+    Quantities of atoms keep their rows, NaN where an atom has no label.
+    """
+    labels = structure.labels
+    found: dict[str, np.ndarray] = {}
+    for name in PROPERTIES:
+        if name not in labels or name not in predicted:
+            continue
+        values, label = np.asarray(predicted[name]), labels[name]
+        if name == "magmoms":
+            label = moments_as_predicted(moment_vectors(label), values)
+            if values.ndim == 2:
+                found |= _vector_errors(values, label)
+        found[name] = values - label
+    if "energy" in found:
+        found["energy"] = found["energy"] / structure.n_atoms
+    return found
+
+
+def _vector_errors(predicted: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """Return errors of moments as vectors (n_atoms, 3): length, magnitude, angle.
+
+    Angles are those of atoms whose label is above `SMALLEST_MOMENT`.
+    """
+    sizes = np.linalg.norm(predicted, axis=1), np.linalg.norm(label, axis=1)
+    # Both from the cross and the dot product: arccos alone is blunt at small angles.
+    cross = np.linalg.norm(np.cross(predicted, label), axis=1)
+    angle = np.degrees(np.arctan2(cross, (predicted * label).sum(axis=1)))
+    return {
+        "vector": np.linalg.norm(predicted - label, axis=1),
+        "magnitude": sizes[0] - sizes[1],
+        "angle": np.where(sizes[1] > SMALLEST_MOMENT, angle, np.nan),
+    }
+
+
+def _moments(errors: np.ndarray) -> np.ndarray:
+    """Return number, sum of sizes and sum of squares of the errors that exist."""
+    there = errors[np.isfinite(errors)]
+    return np.array([there.size, np.abs(there).sum(), (there**2).sum()])
 
 
 class Sums:
@@ -41,44 +81,52 @@ class Sums:
 
     def __init__(self) -> None:
         self.n_structures = 0
-        #: Property -> number, sum of sizes and sum of squares of the errors.
-        self.sums: dict[Property, np.ndarray] = {}
+        #: Quantity -> number, sum of sizes and sum of squares of the errors.
+        self.sums: dict[str, np.ndarray] = {}
         self.by_config_type: dict[str, Sums] = {}
+        #: Of the magnetic quantities.
+        self.by_element: dict[str, Sums] = {}
 
     def add(
         self, structures: Sequence[Structure], predictions: Sequence[Prediction]
     ) -> None:
         """Add predicted structures."""
         for structure, predicted in zip(structures, predictions, strict=True):
-            parts = {}
-            for name in _NAMES:
-                if name in structure.labels and name in predicted:
-                    error = _error(structure, np.asarray(predicted[name]), name)
-                    if error.size:
-                        parts[name] = np.array(
-                            [error.size, np.abs(error).sum(), (error**2).sum()]
-                        )
+            errors = _errors(structure, predicted)
+            parts = {name: _moments(error) for name, error in errors.items()}
             own = self.by_config_type.setdefault(structure.config_type, Sums())
             for sums in (self, own):
                 sums._add(1, parts)
+            magnetic = errors.keys() - {"energy", "forces", "stress"}
+            symbols = np.array(structure.atoms.get_chemical_symbols())
+            for symbol in np.unique(symbols) if magnetic else ():
+                rows = symbols == symbol
+                own = self.by_element.setdefault(str(symbol), Sums())
+                own._add(1, {name: _moments(errors[name][rows]) for name in magnetic})
 
     def merge(self, other: Sums) -> None:
         """Add the sums of another part of the data."""
         self._add(other.n_structures, other.sums)
         for name, sums in other.by_config_type.items():
             self.by_config_type.setdefault(name, Sums()).merge(sums)
+        for name, sums in other.by_element.items():
+            self.by_element.setdefault(name, Sums()).merge(sums)
 
-    def _add(self, n_structures: int, parts: Mapping[Property, np.ndarray]) -> None:
+    def _add(self, n_structures: int, parts: Mapping[str, np.ndarray]) -> None:
         self.n_structures += n_structures
         for name, part in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + part
+            if part[0]:
+                self.sums[name] = self.sums.get(name, 0.0) + part
 
     def errors(self) -> dict[str, Any]:
         """Return MAE and RMSE of every property that has labels and predictions.
 
         Energies per atom (meV/atom), forces by component (meV/Å), stress by Voigt
         component (meV/Å^3), moments by component or, where a model predicts those,
-        by magnitude (μ_B).
+        by magnitude (μ_B), magnetic forces by component (meV/μ_B). For moments
+        predicted as vectors also the length of the difference, the difference of the
+        lengths, and the angle of atoms above `SMALLEST_MOMENT`; then, and with
+        magnetic forces, ``by_element`` has the magnetic errors of each element.
         """
         result: dict[str, Any] = {"n_structures": self.n_structures}
         for name, (label, unit, factor) in _NAMES.items():
@@ -86,6 +134,9 @@ class Sums:
                 n, size, square = self.sums[name].tolist()
                 result[f"{label}_mae_{unit}"] = factor * size / n
                 result[f"{label}_rmse_{unit}"] = factor * (square / n) ** 0.5
+        if any(name in self.sums for name in ("vector", "magforces")):
+            elements = sorted(self.by_element.items())
+            result["by_element"] = {symbol: sums.errors() for symbol, sums in elements}
         return result
 
     def errors_by_config_type(self) -> dict[str, dict[str, Any]]:
@@ -127,5 +178,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
         "forces_mae_mev_per_angstrom": "F {:.2f} meV/Å",
         "stress_mae_mev_per_angstrom3": "S {:.2f} meV/Å^3",
         "magmom_mae_mu_b": "M {:.3f} μ_B",
+        "magmom_angle_mae_degrees": "angle {:.2f}°",
+        "magforces_mae_mev_per_mu_b": "H {:.2f} meV/μ_B",
     }
     return [text.format(result[key]) for key, text in shown.items() if key in result]

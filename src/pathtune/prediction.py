@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pathtune.backends.base import Backend
-from pathtune.properties import Prediction, Property, Structure
+from pathtune.properties import BY_ATOM, Prediction, Property, Structure
 from pathtune.structures.survey import survey
 
 
@@ -71,8 +71,11 @@ def predict(
 
 def moved_to(backend: Backend, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights in the precision and on the device of a model."""
+    known = dict(backend.model.named_parameters())
     return {
-        name: tensor.to(backend.device, backend.model.get_parameter(name).dtype)
+        name: tensor.to(
+            backend.device, known[name].dtype if name in known else backend.dtype
+        )
         for name, tensor in weights.items()
     }
 
@@ -104,9 +107,7 @@ def _split(
     arrays = {name: value.cpu().double().numpy() for name, value in output.items()}
     ends = np.cumsum([s.n_atoms for s in chunk])
     by_atom = {
-        name: np.split(arrays[name], ends[:-1])
-        for name in ("forces", "magmoms")
-        if name in arrays
+        name: np.split(arrays[name], ends[:-1]) for name in BY_ATOM if name in arrays
     }
     results: list[Prediction] = []
     for index, structure in enumerate(chunk):

@@ -10,6 +10,8 @@ stress     (6,)                  eV/Å^3     (1/V) dE/dε, ASE sign (tension pos
 magmoms    (n_atoms,) or         μ_B        atomic magnetic moments; scalars are
            (n_atoms, 3)                     collinear moments along z. NaN where an
                                             atom has no label
+magforces  (n_atoms, 3)          eV/μ_B     magnetic forces -dE/dm at fixed positions;
+                                            NaN where an atom has no label
 =========  ====================  =========  ===========================================
 
 A model that predicts one number for an atom predicts the magnitude of its moment
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
 # Arrays of NumPy or PyTorch.
 A = TypeVar("A", "np.ndarray[Any, Any]", "Tensor")
 
-Property = Literal["energy", "forces", "stress", "magmoms"]
+Property = Literal["energy", "forces", "stress", "magmoms", "magforces"]
 PROPERTIES: tuple[Property, ...] = get_args(Property)
+#: One row an atom.
+BY_ATOM: tuple[Property, ...] = ("forces", "magmoms", "magforces")
+#: Labels that single atoms of a structure may lack.
+PARTIAL: tuple[Property, ...] = ("magmoms", "magforces")
 
 # Where a label is looked for when the user names no key: the reference keys of
 # the field first (MACE's defaults), then what ASE attaches as a calculator.
@@ -41,6 +47,7 @@ REFERENCE_KEYS: Mapping[Property, str] = {
     "forces": "REF_forces",
     "stress": "REF_stress",
     "magmoms": "REF_magmoms",
+    "magforces": "REF_magforces",
 }
 REFERENCE_VIRIALS_KEY = "REF_virials"
 

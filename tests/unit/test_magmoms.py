@@ -85,21 +85,66 @@ def test_errors_by_magnitude_leave_out_atoms_without_label():
         np.sqrt(np.mean(np.square(expected)))
     )
     assert metrics.summary(result) == [f"M {np.mean(expected):.3f} μ_B"]
+    assert "by_element" not in result
     unlabelled = Structure(ase.Atoms("Ni"), {"magmoms": np.array([NAN])})
     assert metrics.errors([unlabelled], [{"magmoms": np.ones(1)}]) == {
         "n_structures": 1
     }
 
 
+def test_errors_of_vectors_by_length_magnitude_angle_and_element():
+    angle = np.radians(0.02)  # arccos of their product alone would be off by percents
+    label = np.array([[0, 0, 2], [0, 0, 0.1], [NAN, NAN, NAN], [1, 0, 0]])
+    predicted = [
+        [2 * np.sin(angle), 0, 2 * np.cos(angle)],
+        [0.3, 0, 0.4],  # the angle of a small moment does not count
+        [5, 5, 5],
+        [0, 3, 0],
+    ]
+    structure = Structure(
+        ase.Atoms("NiO2Ni"),
+        {"magmoms": label, "magforces": np.array([[NAN] * 3, *np.zeros((3, 3))])},
+    )
+    found = {"magmoms": np.array(predicted), "magforces": np.full((4, 3), 1e-3)}
+    result = metrics.errors([structure], [found])
+    by_hand = np.sqrt(0.3**2 + 0.3**2)
+    lengths = [4 * np.sin(angle / 2), by_hand, 10**0.5]
+    assert result["magmom_vector_mae_mu_b"] == pytest.approx(np.mean(lengths))
+    assert result["magmom_magnitude_mae_mu_b"] == pytest.approx((0.4 + 2) / 3)
+    assert result["magmom_angle_mae_degrees"] == pytest.approx((0.02 + 90) / 2)
+    assert result["magforces_mae_mev_per_mu_b"] == pytest.approx(1)
+    nickel, oxygen = (result["by_element"][e] for e in ("Ni", "O"))
+    assert nickel["magmom_angle_mae_degrees"] == pytest.approx(45.01)
+    assert oxygen["magmom_vector_mae_mu_b"] == pytest.approx(by_hand)
+    assert "magmom_angle_mae_degrees" not in oxygen
+    assert metrics.summary(result)[-1] == "H 1.00 meV/μ_B"
+
+
+def test_loss_of_magnetic_forces_leaves_out_atoms_without_label():
+    label = np.array([[0.1, 0, 0], [NAN, NAN, NAN]])
+    labelled = Structure(ase.Atoms("NiO"), {"magforces": label})
+    labels = collate([labels_of(s, {}) for s in (labelled, MISSING)])
+    predicted = torch.full((4, 3), 0.3, dtype=torch.float64, requires_grad=True)
+    loss = loss_terms({"magforces": predicted}, labels, 10.0)["magforces"]
+    assert loss.item() == pytest.approx((0.2**2 + 2 * 0.3**2) / 2 / 3)
+    (gradient,) = torch.autograd.grad(loss, predicted)
+    assert gradient[0].count_nonzero() == 3
+    assert gradient[1:].count_nonzero() == 0
+    rows = structures.survey([labelled, MISSING]).rows("magforces")
+    assert rows.tolist() == [1, 0]
+
+
 def test_atoms_without_a_moment_are_nan_in_a_file(tmp_path):
     frames = [ase.Atoms("NiO", [[0, 0, 0], [0, 0, 2]]) for _ in range(3)]
     for atoms, moments in zip(frames, ([1.5, NAN], [NAN, NAN], [20, 0]), strict=True):
         atoms.info["REF_energy"] = -1.0
+        atoms.arrays["REF_magforces"] = np.array([[NAN] * 3, [0.1, 0.2, 0.3]])
         atoms.arrays["REF_magmoms"] = np.array(moments)
     ase.io.write(tmp_path / "data.xyz", frames)
     read = structures.read(tmp_path / "data.xyz")
     assert ["magmoms" in s.labels for s in read] == [True, False, True]
     assert labels_of(read[0], {}).magmoms_weight.tolist() == [1, 0]
+    assert labels_of(read[1], {}).magforces_weight.tolist() == [0, 1]
     found = {f.code for f in structures.check(read).findings}
     assert "large-magmoms" in found
     frames[0].arrays["REF_magmoms"][0] = np.inf

@@ -100,7 +100,7 @@ def test_two_levels_of_theory_are_never_mixed(tmp_path):
     assert first.labels["energy"] == 5.0
     assert set(second.labels) == {"forces"}
     assert label_counts([first, second]) == {
-        "energy": 1, "forces": 2, "stress": 0, "magmoms": 0,
+        "energy": 1, "forces": 2, "stress": 0, "magmoms": 0, "magforces": 0,
     }  # fmt: skip
 
 

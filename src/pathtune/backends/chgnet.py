@@ -216,7 +216,9 @@ class Backend(Contract):
     name: ClassVar[str] = "chgnet"
     vendor: ClassVar[str] = "chgnet"
     suffixes: ClassVar[tuple[str, ...]] = (".pth.tar",)
-    properties: frozenset[Property] = frozenset(PROPERTIES)
+    properties: frozenset[Property] = frozenset(
+        ("energy", "forces", "stress", "magmoms")
+    )
     # Distances and angles do not change under inversion.
     has_inversion = True
 

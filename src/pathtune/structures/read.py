@@ -25,6 +25,7 @@ from pathtune import files
 from pathtune.config import STREAM_ABOVE
 from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.properties import (
+    PARTIAL,
     PROPERTIES,
     REFERENCE_KEYS,
     REFERENCE_VIRIALS_KEY,
@@ -60,12 +61,14 @@ _SEARCH_ORDER: Mapping[Property, tuple[str, ...]] = {
     "forces": (REFERENCE_KEYS["forces"], "forces"),
     "stress": (REFERENCE_KEYS["stress"], REFERENCE_VIRIALS_KEY, "stress"),
     "magmoms": (REFERENCE_KEYS["magmoms"], "magmoms"),
+    "magforces": (REFERENCE_KEYS["magforces"], "magforces", "magnetic_forces"),
 }
 _STEMS: Mapping[Property, tuple[str, ...]] = {
     "energy": ("energ",),
     "forces": ("forc", "grad"),
     "stress": ("stress", "viri"),
     "magmoms": ("mag", "spin"),
+    "magforces": ("magforc", "magnetic_forc", "spin_forc", "force_mag"),
 }
 _GEOMETRY = {"numbers", "positions", "initial_magmoms", "initial_charges", "tags"}
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -88,7 +91,7 @@ def read(
     free energy is preferred where every frame has it, because the forces are its
     derivative. A key with "virial" in its name holds virials: stress is minus the
     virial (eV) over the volume. A frame without the chosen key has no such label, nor
-    has an atom whose moment is NaN.
+    has an atom whose moment or magnetic force is NaN.
 
     Parameters
     ----------
@@ -361,8 +364,7 @@ def _label(
         raise PathtuneError(
             f"{where}: {name} {value!r} is not a number; correct it or leave it out"
         ) from error
-    # Atoms without a moment of their own are NaN.
-    unlabelled = np.isnan(array) & (name == "magmoms")
+    unlabelled = np.isnan(array) & (name in PARTIAL)
     if not (np.isfinite(array) | unlabelled).all():
         raise PathtuneError(
             f"{where}: {name} is not finite (NaN or infinite); leave the key out where "
@@ -374,6 +376,7 @@ def _label(
         "forces": ((n, 3),),
         "stress": ((3, 3), (9,), (6,)),
         "magmoms": ((n,), (n, 3)),
+        "magforces": ((n, 3),),
     }[name]
     if array.shape not in allowed:
         raise PathtuneError(

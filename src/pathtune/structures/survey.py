@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 
-from pathtune.properties import PROPERTIES, Property, Structure
+from pathtune.properties import BY_ATOM, PARTIAL, PROPERTIES, Property, Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,10 @@ class Survey:
 
     Parameters
     ----------
-    n_atoms, n_moments
-        (n_structures,) atoms, and those of them with a label for the moment.
+    n_atoms
+        (n_structures,) atoms.
+    n_labelled
+        Property -> (n_structures,) atoms with a label, where single ones may lack it.
     labelled
         Property -> (n_structures,) whether the label is there.
     weights
@@ -48,7 +50,7 @@ class Survey:
     """
 
     n_atoms: np.ndarray
-    n_moments: np.ndarray
+    n_labelled: Mapping[Property, np.ndarray]
     labelled: Mapping[Property, np.ndarray]
     weights: Mapping[Property, np.ndarray]
     energies: np.ndarray
@@ -90,9 +92,8 @@ class Survey:
         The loss averages over them; a label of weight zero does not count.
         """
         counts = self.labelled[name][chosen] & (self.weights[name][chosen] > 0)
-        if name in ("forces", "magmoms"):
-            sizes = self.n_atoms if name == "forces" else self.n_moments
-            return counts * sizes[chosen]
+        if name in BY_ATOM:
+            return counts * self.n_labelled.get(name, self.n_atoms)[chosen]
         return counts
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Survey:
@@ -101,7 +102,7 @@ class Survey:
         labelled = {name: there[rows] for name, there in self.labelled.items()}
         return Survey(
             n_atoms=self.n_atoms[rows],
-            n_moments=self.n_moments[rows],
+            n_labelled={name: n[rows] for name, n in self.n_labelled.items()},
             labelled=labelled,
             weights={name: weight[rows] for name, weight in self.weights.items()},
             energies=self.energies[rows],
@@ -129,7 +130,7 @@ def survey(structures: Sequence[Structure]) -> Survey:
 
 def conduct(structures: Sequence[Structure]) -> Survey:
     """Go through the structures; nothing but the survey is kept of them."""
-    columns = ("n_atoms", "n_moments", "composition", "kinds")
+    columns = ("n_atoms", "composition", "kinds", *PARTIAL)
     integers = {name: array("q") for name in columns}
     flags = {name: bytearray() for name in (*PROPERTIES, *_FLAGS)}
     numbers = {name: array("d") for name in (*PROPERTIES, "energies", "places")}
@@ -139,10 +140,9 @@ def conduct(structures: Sequence[Structure]) -> Survey:
     for s in structures:
         species = np.asarray(s.atoms.numbers, "<i8")
         formula = np.bincount(species - 1, minlength=118).astype(np.int32)
-        moments = np.asarray(s.labels.get("magmoms", np.zeros(0)))
-        moments = moments.sum(axis=tuple(range(1, moments.ndim)))
         integers["n_atoms"].append(s.n_atoms)
-        integers["n_moments"].append(int(np.isfinite(moments).sum()))
+        for label in PARTIAL:
+            integers[label].append(int(has_label(s, label).sum()))
         integers["composition"].append(rows.setdefault(formula.tobytes(), len(rows)))
         integers["kinds"].append(zlib.crc32(species.tobytes() + s.atoms.pbc.tobytes()))
         for label in PROPERTIES:
@@ -161,7 +161,7 @@ def conduct(structures: Sequence[Structure]) -> Survey:
     }
     return Survey(
         n_atoms=as_int["n_atoms"],
-        n_moments=as_int["n_moments"],
+        n_labelled={name: as_int[name] for name in PARTIAL},
         labelled={name: as_bool[name] for name in PROPERTIES},
         weights={name: as_float[name] for name in PROPERTIES},
         energies=as_float["energies"],
@@ -175,8 +175,14 @@ def conduct(structures: Sequence[Structure]) -> Survey:
     )
 
 
+def has_label(s: Structure, name: Property) -> np.ndarray:
+    """Return which atoms have a label that single ones may lack; (n_atoms,) or (0,)."""
+    label = np.asarray(s.labels.get(name, np.zeros(0)))
+    return np.isfinite(label.sum(axis=tuple(range(1, label.ndim))))
+
+
 def digest(s: Structure) -> bytes:
-    """Return the SHA-256 of species, positions, cell, periodicity and labels."""
+    """Return the SHA-256 of species, positions, cell, periodicity, spins and labels."""
     found = hashlib.sha256()
     parts: dict[str, np.ndarray] = {
         "numbers": np.asarray(s.atoms.numbers, "<i8"),
@@ -185,6 +191,8 @@ def digest(s: Structure) -> bytes:
         "pbc": np.asarray(s.atoms.pbc, "<i8"),
         **{name: s.labels[name] for name in PROPERTIES if name in s.labels},
     }
+    if s.atoms.has("initial_magmoms"):
+        parts["initial_magmoms"] = s.atoms.get_initial_magnetic_moments()
     for name, values in parts.items():
         if values.dtype.kind == "f":
             values = np.asarray(values, "<f8") + 0.0  # one zero, not two

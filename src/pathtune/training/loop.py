@@ -18,7 +18,7 @@ from pathtune import metrics
 from pathtune.config import RunConfig
 from pathtune.delta import Delta, sparsity
 from pathtune.errors import PathtuneError
-from pathtune.properties import Prediction, Property
+from pathtune.properties import BY_ATOM, Prediction, Property
 from pathtune.training import checkpoint, distributed, optimizer
 from pathtune.training.data import (
     EVALUATED_AT_ONCE,
@@ -352,6 +352,5 @@ def _stack(
     stacked: dict[Property, Tensor] = {}
     for name in properties:
         rows = [torch.as_tensor(p.get(name, absent)) for p in predictions]
-        by_atom = name in ("forces", "magmoms")
-        stacked[name] = torch.cat(rows) if by_atom else torch.stack(rows)
+        stacked[name] = torch.cat(rows) if name in BY_ATOM else torch.stack(rows)
     return stacked

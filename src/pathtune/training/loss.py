@@ -1,4 +1,4 @@
-"""The loss: Huber on energy per atom, forces, stress, moments; missing ones masked."""
+"""The loss: a Huber term of each property; missing labels are masked."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Labels:
         (n_structures, 6) eV/Å^3.
     magmoms
         (n_atoms_total, 3) μ_B.
+    magforces
+        (n_atoms_total, 3) eV/μ_B.
     energy_weight, stress_weight
         (n_structures,).
-    forces_weight, magmoms_weight
+    forces_weight, magmoms_weight, magforces_weight
         (n_atoms_total,).
     """
 
@@ -45,10 +47,12 @@ class Labels:
     forces: Tensor
     stress: Tensor
     magmoms: Tensor
+    magforces: Tensor
     energy_weight: Tensor
     forces_weight: Tensor
     stress_weight: Tensor
     magmoms_weight: Tensor
+    magforces_weight: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Labels:
         """Move all tensors."""
@@ -74,6 +78,8 @@ def labels_of(structure: Structure, shifts: Mapping[str, float]) -> Labels:
     magmoms, magmoms_weight = get("magmoms", (n, 3))
     magmoms = moment_vectors(magmoms)
     has_moment = np.isfinite(magmoms).all(axis=1)
+    magforces, magforces_weight = get("magforces", (n, 3))
+    has_magforce = np.isfinite(magforces).all(axis=1)
     symbols = structure.atoms.get_chemical_symbols()
     energy = energy - sum(shifts.get(symbol, 0.0) for symbol in symbols)
     arrays = (
@@ -82,10 +88,12 @@ def labels_of(structure: Structure, shifts: Mapping[str, float]) -> Labels:
         forces,
         stress.reshape(1, 6),
         np.where(has_moment[:, None], magmoms, 0.0),
+        np.where(has_magforce[:, None], magforces, 0.0),
         np.array([energy_weight]),
         np.full(n, forces_weight),
         np.array([stress_weight]),
         magmoms_weight * has_moment,
+        magforces_weight * has_magforce,
     )
     return Labels(*(torch.from_numpy(np.asarray(a, dtype=float)) for a in arrays))
 
@@ -122,7 +130,7 @@ def loss_terms(
     labels
         Of the same structures.
     delta
-        Width of the Huber loss, in eV/atom, eV/Å, eV/Å^3 and μ_B.
+        Width of the Huber loss, in eV/atom, eV/Å, eV/Å^3, μ_B and eV/μ_B.
     rows
         Labelled structures or atoms of the whole batch (`Survey.rows`), where these
         structures are a part of it: the terms of the parts then add up to the terms
@@ -152,5 +160,10 @@ def loss_terms(
         difference = predicted["magmoms"] - moments
         terms["magmoms"] = _term(
             difference, labels.magmoms_weight, delta, rows.get("magmoms")
+        )
+    if "magforces" in predicted:
+        difference = predicted["magforces"] - labels.magforces
+        terms["magforces"] = _term(
+            difference, labels.magforces_weight, delta, rows.get("magforces")
         )
     return terms
