@@ -9,7 +9,7 @@ import pickle
 import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -104,6 +104,38 @@ def reading(path: Path, what: str) -> Iterator[None]:
     ) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PathtuneError(f"{path} cannot be read as {what}: {reason[0]}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What a model knows of a batch, as a differentiable function of its geometry.
+
+    Parameters
+    ----------
+    energy
+        (n_structures,) eV.
+    scalars
+        (n_atoms_total, n_scalars) invariant features of the atoms, of all layers.
+    pairs
+        (2, n_edges) atoms i and j of each directed edge; both directions are there.
+    vectors
+        (n_edges, 3) from i to j (Å).
+    structure
+        (n_atoms_total,) the structure of each atom.
+    leaves
+        What energies are differentiated by for forces and stress.
+    forces_and_stress
+        Derivatives of an energy by the leaves -> forces (n_atoms_total, 3) eV/Å and
+        stress (n_structures, 6) eV/Å^3, in the conventions of `Backend.predict`.
+    """
+
+    energy: Tensor
+    scalars: Tensor
+    pairs: Tensor
+    vectors: Tensor
+    structure: Tensor
+    leaves: tuple[Tensor, ...]
+    forces_and_stress: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -208,6 +240,26 @@ class Backend(ABC):
             energy (n_structures,) eV; forces (n_atoms_total, 3) eV/Å;
             stress (n_structures, 6) eV/Å^3, ASE sign and Voigt order.
         """
+
+    def features(
+        self, batch: Any, weights: Mapping[str, Tensor], *, training: bool = False
+    ) -> Features:
+        """Return what new layers on top of the model are made of.
+
+        Parameters
+        ----------
+        batch, weights, training
+            See `predict`.
+
+        Raises
+        ------
+        UsageError
+            If the family does not expose its node features.
+        """
+        raise UsageError(
+            f"{self.name} does not expose node features, which a spin layer needs; "
+            "use a model of another family"
+        )
 
     def rewritten(self) -> nn.Module | None:
         """Return a copy of the model whose layers are rewritten for training.

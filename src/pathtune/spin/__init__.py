@@ -1,0 +1,1 @@
+"""The spin-aware layer: exchange energies and moments on a non-magnetic model."""
