@@ -93,6 +93,8 @@ class PathWeight:
         Predicted properties that depend on it; () where the model never uses it.
     unused
         Flat indices of single entries the model never uses.
+    basis_axis
+        Axis of `shape` that runs over the radial basis functions, or None.
     """
 
     name: str
@@ -105,6 +107,7 @@ class PathWeight:
     heads: tuple[str, ...] = ()
     properties: tuple[Property, ...] = PROPERTIES
     unused: tuple[int, ...] = ()
+    basis_axis: int | None = None
 
     @property
     def size(self) -> int:

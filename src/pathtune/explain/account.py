@@ -1,0 +1,429 @@
+"""Explaining one change: a run, a delta file, or two checkpoints of one family."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from pathtune import discovery, files, structures
+from pathtune.backends.base import Backend
+from pathtune.config import RunConfig, read_yaml, validate
+from pathtune.deltafile import DeltaFile, exact_change, fingerprint
+from pathtune.errors import PathtuneError, UsageError
+from pathtune.explain import ablation as ablations
+from pathtune.explain.cells import CHANNELS, Cells, labels, measure, rows
+from pathtune.explain.enrichment import enrichment
+from pathtune.explain.tables import order, ranking, tables
+from pathtune.loading import load, models
+from pathtune.paths import PathWeight, alive_entries
+from pathtune.properties import PROPERTIES, Structure
+
+FORMAT_VERSION = 1
+FOLDER, DOCUMENT = "explain", "explain.json"
+
+CHANNELS_NOTE = (
+    "s, p, d, f stand for the degree l = 0, 1, 2, 3 of message channels, not for "
+    "atomic orbitals. Linear layers mix channels, so a single channel means little: "
+    "read layers, degrees and elements. Only weights with an element axis (fully "
+    "connected tensor products, element embeddings, contractions) can be read by "
+    "element."
+)
+GUESSED_NOTE = (
+    "What could be trained is not recorded here: taken are all weights of the kinds, "
+    "and of the elements, that changed."
+)
+_ABOUT = (
+    *("backend", "model", "head", "method", "label", "seed", "select", "elements"),
+    *("data", "sparsity"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One explained change.
+
+    Parameters
+    ----------
+    name
+        What people see: the run folder's or file's name.
+    delta
+        What was changed.
+    records
+        Every parameter of the base.
+    alive
+        Parameter name -> flat indices that could be trained.
+    cells
+        Counts by slice.
+    document
+        What is written, see `pathtune.explain`.
+    """
+
+    name: str
+    delta: DeltaFile
+    records: Sequence[PathWeight]
+    alive: Mapping[str, np.ndarray]
+    cells: Cells
+    document: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write ``explain.json`` and a CSV file for every table, each atomically."""
+        folder = Path(folder)
+        listed = dict(self.document["tables"])
+        for name in ("ranking", "enrichment", "orbitals"):
+            listed[name] = self.document[name]
+        if self.document["ablation"]:
+            listed["ablation"] = self.document["ablation"]["rows"]
+        for name, table in listed.items():
+            if table:
+                files.write_text(folder / f"{name}.csv", to_csv(table))
+        files.write_json(folder / DOCUMENT, self.document)
+
+    def with_ablation(
+        self,
+        backend: Backend,
+        frames: Sequence[Structure],
+        data: str,
+        *,
+        batch_size: int = 16,
+        console: Console | None = None,
+    ) -> Explanation:
+        """Return the same with ``ablation`` filled in.
+
+        Parameters
+        ----------
+        backend
+            The base.
+        frames
+            Labelled structures.
+        data
+            What they are, for people.
+        batch_size, console
+            See `pathtune.explain.ablation.ablation`.
+        """
+        measured = ablations.ablation(
+            backend,
+            self.delta,
+            self.cells,
+            frames,
+            batch_size=batch_size,
+            console=console,
+        )
+        content = {"data": data, "n_structures": len(frames), "rows": measured}
+        return dataclasses.replace(
+            self, document={**self.document, "ablation": content}
+        )
+
+
+def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a header; None is an empty field."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def explain(
+    backend: Backend,
+    delta: DeltaFile,
+    *,
+    alive: Mapping[str, np.ndarray] | None = None,
+    name: str = "delta",
+    seed: int = 0,
+) -> Explanation:
+    """Explain a delta whose base is loaded.
+
+    Parameters
+    ----------
+    backend
+        The base.
+    delta
+        What was changed.
+    alive
+        Parameter name -> flat indices that could be trained; without, they follow from
+        what the delta says of its run.
+    name
+        For people.
+    seed
+        Of the permutation test.
+
+    Raises
+    ------
+    PathtuneError
+        If the delta was made for another base.
+    """
+    stored = backend.stored_weights()
+    delta.require_base(stored)
+    records = backend.path_weights()
+    is_known = alive is not None or "select" in delta.metadata
+    if alive is None:
+        alive = trainable(records, delta, backend.head)
+    cells = measure(records, stored, delta.changes, alive)
+    found = tables(cells)
+    remarks = [CHANNELS_NOTE] if any(r["element"] for r in found["element"]) else []
+    if not is_known:
+        remarks.append(GUESSED_NOTE)
+    about = {key: delta.metadata.get(key) for key in _ABOUT}
+    document = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "about": about | {"shifts": dict(delta.shifts)},
+        "totals": rows(cells, ())[0],
+        "tables": found,
+        "ranking": ranking(found["cell"]),
+        "enrichment": sorted(enrichment(cells, seed=seed), key=order),
+        "orbitals": orbitals(cells, seed=seed),
+        "ablation": None,
+        "remarks": remarks,
+    }
+    return Explanation(name, delta, records, alive, cells, document)
+
+
+def orbitals(cells: Cells, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return the change by element and degree, over element-resolved weights alone.
+
+    Returns
+    -------
+    list of dict
+        ``element``, ``degree``, ``channel``, the counts of
+        `pathtune.explain.cells.rows` and the columns of
+        `pathtune.explain.enrichment.enrichment`. Channels are not orbitals, see
+        `CHANNELS_NOTE`.
+    """
+    by = ("element", "degree")
+    part = cells.where(
+        lambda key: key["element"] is not None and key["kind"] != "scale_shift"
+    )
+    tested = {(r["element"], r["degree"]): r for r in enrichment(part, by, seed=seed)}
+    table = []
+    for row in rows(part, by):
+        if row["alive"]:
+            channel = CHANNELS[row["degree"]]
+            extra = tested.get((row["element"], row["degree"]), {})
+            table.append({**row, "channel": channel, **extra})
+    return sorted(
+        table, key=lambda row: (order({"element": row["element"]}), order(row))
+    )
+
+
+def trainable(
+    records: Sequence[PathWeight], delta: DeltaFile, head: str | None
+) -> Mapping[str, np.ndarray]:
+    """Return the entries that could be trained, from what a delta says of its run.
+
+    A delta that is no run's (a sum, a difference of checkpoints) does not say; then
+    these are all entries of the kinds and elements that changed.
+    """
+    metadata = delta.metadata
+    by_name = {r.name: r for r in records}
+    selection = metadata.get("select")
+    covered = list(records)
+    if selection is None:
+        touched = {by_name[name].kind for name in delta.changes}
+        selection = ",".join(sorted(touched)) or "all"
+    elif method := metadata.get("method", {}).get("name"):
+        change = discovery.load("methods", method).Change
+        covered = [r for r in records if change.covers(r)]
+    found = alive_entries(
+        records,
+        selection,
+        metadata.get("elements") or sorted({e for r in records for e in r.elements}),
+        head,
+        metadata.get("properties", PROPERTIES),
+    )
+    kept = {r.name for r in covered}
+    return {name: indices for name, indices in found.items() if name in kept}
+
+
+def explain_run(
+    run: Path, *, model: str | None = None, **options: Any
+) -> tuple[Explanation, Backend]:
+    """Explain a run folder; its base is loaded.
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run.
+    model
+        The base, where it is not what the run's settings say.
+    **options
+        For `pathtune.loading.load`.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds no finished run.
+    """
+    config = run_config(run)
+    delta = DeltaFile.load(Path(run) / "delta.safetensors")
+    options = {"head": config.head, "device": "cpu", **options}
+    backend = load(model or config.model, **options)
+    return explain(backend, delta, name=Path(run).name), backend
+
+
+def run_config(run: Path) -> RunConfig:
+    """Return the settings of a finished run.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds none.
+    """
+    run = Path(run)
+    for name in ("config.yaml", "delta.safetensors"):
+        if not (run / name).is_file():
+            raise UsageError(
+                f"{run} holds no finished run ({name} is missing); give the --output "
+                "folder of pathtune finetune, or a delta file"
+            )
+    return validate(RunConfig, read_yaml(run / "config.yaml"), "setting")
+
+
+def explain_delta(
+    path: Path, *, model: str | None = None, **options: Any
+) -> tuple[Explanation, Backend]:
+    """Explain a delta file; its base is loaded.
+
+    Parameters
+    ----------
+    path
+        A delta file.
+    model
+        The base, where it is no released model.
+    **options
+        For `pathtune.loading.load`.
+
+    Raises
+    ------
+    UsageError
+        If the base is not known by name.
+    """
+    delta = DeltaFile.load(Path(path))
+    options = {"head": delta.metadata.get("head"), "device": "cpu", **options}
+    backend = load(model or base_name(delta), **options)
+    return explain(backend, delta, name=Path(path).stem), backend
+
+
+def base_name(delta: DeltaFile) -> str:
+    """Return the released name of a delta's base.
+
+    Raises
+    ------
+    UsageError
+        If it was made for a file.
+    """
+    name = str(delta.metadata.get("model"))
+    if name not in {info.name for info in models()}:
+        raise UsageError(
+            f"this delta was made for {name!r}, which is no released model; give the "
+            "checkpoint with --model"
+        )
+    return name
+
+
+def explain_checkpoints(base: str, tuned: str, **options: Any) -> Explanation:
+    """Explain the difference of two native checkpoints of one family.
+
+    Parameters
+    ----------
+    base, tuned
+        Released names or files.
+    **options
+        For `pathtune.loading.load`.
+
+    Raises
+    ------
+    PathtuneError
+        If the two are of different families or architectures.
+    """
+    options = {"device": "cpu", **options}
+    before, after = load(base, **options), load(tuned, **options)
+    if before.name != after.name:
+        raise PathtuneError(
+            f"{base} is a {before.name} model, {tuned} a {after.name} model; "
+            "compare two of one family"
+        )
+    old, new = before.stored_weights(), after.stored_weights()
+    for name in [*old, *new]:
+        shapes = [tuple(w[name].shape) if name in w else "absent" for w in (old, new)]
+        if shapes[0] != shapes[1]:
+            raise PathtuneError(
+                f"{base} and {tuned} differ in architecture, first in {name!r}: "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+    changes = {n: exact_change(w, new[n].to(w.dtype)) for n, w in old.items()}
+    changes = {name: change for name, change in changes.items() if len(change.indices)}
+    energies = before.reference_energies()
+    shifts = {
+        element: value - energies[element]
+        for element, value in after.reference_energies().items()
+        if value != energies[element]
+    }
+    elements = set()
+    for record in before.path_weights():
+        if record.name not in changes:
+            continue
+        keys, owner = labels(record)
+        changed = [keys[i]["element"] for i in owner[changes[record.name].indices]]
+        if record.kind == "scale_shift":
+            # Fitted reference energies are listed apart, as in a delta.
+            expected = [shifts.get(element, 0.0) for element in changed]
+            if np.allclose(changes[record.name].values.numpy(), expected, rtol=1e-6):
+                del changes[record.name]
+        else:
+            elements |= set(changed) - {None}
+    metadata = {
+        "backend": before.name,
+        "model": before.model_name,
+        "head": before.head,
+        "label": f"{after.model_name} - {before.model_name}",
+        "base": fingerprint(old),
+        "elements": sorted(elements),
+    }
+    return explain(before, DeltaFile(changes, shifts, metadata), name=after.model_name)
+
+
+def frames_of(
+    config: RunConfig, data: str | None, most: int
+) -> tuple[Sequence[Structure], str]:
+    """Return frames for an ablation, at most so many, spread evenly; and which.
+
+    Parameters
+    ----------
+    config
+        Of the run: its label keys, and its test or validation frames without `data`.
+    data
+        Another file.
+    most
+        Number of frames.
+
+    Raises
+    ------
+    UsageError
+        If the run has neither.
+    """
+    source = data or config.test or config.valid
+    if source is None:
+        raise UsageError(
+            "this run has neither test frames nor validation frames of their own; name "
+            "a file with --data"
+        )
+    if not Path(source).exists():
+        raise UsageError(
+            f"{source}, which the run was evaluated on, is not here; name the file "
+            "with --data"
+        )
+    found = structures.read(source, keys=config.label_keys)
+    if len(found) > most:
+        chosen = np.linspace(0, len(found) - 1, most).astype(int).tolist()
+        found = structures.take(found, chosen)
+    return found, Path(source).name
