@@ -94,7 +94,8 @@ class PathWeight:
     unused
         Flat indices of single entries the model never uses.
     basis_axis
-        Axis of `shape` that runs over the radial basis functions, or None.
+        Axis of `shape` that runs over the radial basis functions, or whatever else a
+        radial network is fed with; None elsewhere.
     """
 
     name: str

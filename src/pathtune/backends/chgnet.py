@@ -443,6 +443,7 @@ class Backend(Contract):
                     paths=(path,) if kind in ("linear", "scale_shift") else (),
                     elements=self.elements if axis is not None else (),
                     properties=self._reached(name, block, layer),
+                    basis_axis=_basis_axis(name),
                 )
             )
         return records
@@ -554,6 +555,12 @@ def _kind(name: str, module: Any) -> Kind:
     if is_weight and isinstance(module, nn.Linear | nn.Embedding):
         return "linear"
     return "other"
+
+
+def _basis_axis(name: str) -> int | None:
+    if ".rbf_expansion_" in name:
+        return 0
+    return 1 if name.startswith(("bond_embedding", "bond_weights")) else None
 
 
 def _role(block: str) -> Role:

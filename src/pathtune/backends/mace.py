@@ -83,6 +83,12 @@ _GRAPH_KEYS = frozenset(
 # Linear layers whose input is the one-hot element.
 _FROM_ELEMENTS = ("node_embedding.linear", "source_embedding", "target_embedding")
 _READOUTS = ("readouts.", "embedding_readout.")
+# What has the radial basis functions along its first axis.
+_FROM_BASIS = (
+    "bessel_fn.bessel_weights",
+    "conv_tp_weights.layer0.weight",
+    "density_fn.layer0.weight",
+)
 _RADIAL_MODULES = frozenset({"radial_embedding", "conv_tp_weights", "density_fn"})
 
 
@@ -381,6 +387,7 @@ class Backend(Contract):
                     elements=self.elements if by_element else (),
                     heads=self._heads if by_head else (),
                     properties=PROPERTIES if self._is_coupled(name) else (),
+                    basis_axis=0 if name.endswith(_FROM_BASIS) else None,
                 )
             )
         return records

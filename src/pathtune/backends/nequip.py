@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 PACKAGE = ".nequip.zip"
+# What has the radial basis functions along its first axis.
+_FROM_BASIS = ("bessel_weights", ".edge_mlp.mlp.0.weight")
 _SITE = "nequip.net:"
 # Released name -> identifier on nequip.net. No hash of them is known here.
 _RELEASED: Mapping[str, str] = {
@@ -409,6 +411,7 @@ class Backend(Contract):
                     elements=self.elements if by_element else (),
                     properties=("energy",) if name.endswith(".shifts") else PROPERTIES,
                     unused=() if by_element else self._unused[name],
+                    basis_axis=0 if name.endswith(_FROM_BASIS) else None,
                 )
             )
         return records

@@ -69,6 +69,8 @@ _DOWNLOADED = (
     "7net-omni-i12",
 )
 _RELEASED = frozenset(digest for _, digest, _ in _BUNDLED.values())
+# What has the radial basis functions along its first axis.
+_FROM_BASIS = ("basis_function.coeffs", ".weight_nn.layer0.weight")
 
 
 def _vendor_folder() -> Path | None:
@@ -392,6 +394,7 @@ class Backend(Contract):
                     heads=self._heads
                     if any(p.head_axis is not None for p in paths)
                     else (),
+                    basis_axis=0 if name.endswith(_FROM_BASIS) else None,
                 )
             )
         return records
