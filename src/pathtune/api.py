@@ -17,12 +17,14 @@ from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, read_yaml, validate
 from pathtune.deltafile import DeltaFile, fingerprint
 from pathtune.errors import PathtuneError, UsageError
+from pathtune.explain import explain
 from pathtune.loading import load, load_with_delta, models
 from pathtune.merging import merge
 from pathtune.plan import Plan, dry_run, prepare, print_plan
 from pathtune.prediction import predict, unshifted
 from pathtune.properties import Prediction, Property, Structure
 from pathtune.provenance import environment, versions
+from pathtune.spin.backend import SpinBackend
 from pathtune.training import distributed, memory
 from pathtune.training.data import EVALUATED_AT_ONCE, Frames
 from pathtune.training.loop import train
@@ -43,13 +45,14 @@ __all__ = [
 
 DELTA, CONFIG, METRICS = "delta.safetensors", "config.yaml", "metrics.json"
 ENVIRONMENT, PREDICTIONS = "environment.json", "predictions"
+EXPLANATION = "explain"
 SHORT_RANGE = "short_range.json"
 # Settings whose resolved value need not look like the given one. Given again on
 # resuming they are resolved again, and the run's identity decides.
 _RESOLVED = (
     *("output", "device", "batch_size", "max_epochs", "method_options"),
     *("max_atoms_per_batch", "max_edges_per_batch", "memory_limit"),
-    *("stream_above", "workers", "retention"),
+    *("stream_above", "workers", "retention", "magforces_scale"),
 )
 
 
@@ -130,7 +133,8 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
     )
     backend = plan.backend
     changes = plan.delta.changes(backend.stored_weights())
-    saved = DeltaFile(changes, plan.references.shifts, {})
+    layer = plan.delta.stored_layer()
+    saved = DeltaFile(changes, plan.references.shifts, {}, layer)
     results: dict[str, Any] = {
         "zero_shot": plan.zero_shot,
         "zero_shot_raw": plan.zero_shot_raw,
@@ -139,8 +143,12 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
         if plan.test
         else None,
         "sparsity": deltas.sparsity(
-            saved.updated_parameters, plan.delta.alive, backend.total_parameters
+            saved.updated_parameters,
+            plan.delta.alive,
+            backend.total_parameters,
+            saved.new_parameters,
         ),
+        **_magnetism(plan),
         "retention": distributed.from_main(lambda: _retention(plan, saved, folder)),
         "reference_energies": {
             "mode": plan.config.reference_energies,
@@ -161,6 +169,9 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
     }
     if is_main:
         saved.save(folder / DELTA)
+        alive = {t.weight.name: t.indices for t in plan.delta.targets}
+        explained = explain(backend, saved, alive=alive, name=folder.name)
+        explained.write(folder / EXPLANATION)
         files.write_json(folder / METRICS, results)
     if outcome.steps and outcome.best_step == 0:
         console.print(
@@ -285,6 +296,20 @@ def _retention(plan: Plan, saved: DeltaFile, folder: Path) -> dict[str, Any] | N
     )
 
 
+def _magnetism(plan: Plan) -> dict[str, Any]:
+    """Return ``spin``: the layer's settings, and what was made of the labels."""
+    if plan.config.spin is None:
+        return {}
+    scale = dataclasses.asdict(plan.scale) if plan.scale else {}
+    return {
+        "spin": {
+            **plan.config.spin.model_dump(mode="json"),
+            "magforces_scale": plan.config.magforces_scale,
+            **({"magforces_scale_fit": scale} if scale else {}),
+        }
+    }
+
+
 def _metadata(
     plan: Plan, saved: DeltaFile, results: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -297,6 +322,7 @@ def _metadata(
         "head": backend.head,
         "method": {"name": config.method, "config": config.method_options},
         "select": config.select,
+        "properties": sorted(plan.properties),
         "seed": config.seed,
         "base": fingerprint(backend.stored_weights()),
         "tensors": {name: records[name] for name in saved.changes},
@@ -312,7 +338,14 @@ def _metadata(
         "sparsity": results["sparsity"],
         "versions": versions("pathtune", "torch", backend.vendor, "e3nn"),
         "licence": "that of the foundation model",
-    }
+    } | (
+        {
+            "spin": config.spin.model_dump(mode="json"),
+            "magforces_scale": config.magforces_scale,
+        }
+        if config.spin
+        else {}
+    )
 
 
 def evaluate(
@@ -365,6 +398,9 @@ def evaluate(
     backend, delta = load_with_delta(model, delta, **options)
     require_elements(backend, structures.survey(data).elements)
     structures.require_cells(data)
+    if isinstance(backend, SpinBackend):
+        scale = delta.metadata.get("magforces_scale", 1.0) if delta else 1.0
+        data = structures.magnetised(data, scale)
     weights = delta.apply(backend.stored_weights()) if delta else {}
     shifts = delta.shifts if delta else {}
     if console and any(shifts.values()):
