@@ -534,6 +534,92 @@ def inspect(
     )
 
 
+@app.command()
+def explain(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run folders or delta files; several are compared."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Instead: a native checkpoint or a name ...")
+    ] = None,
+    tuned: Annotated[
+        str | None, typer.Option(help="... and what it was tuned to, of one family.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The base, where the run's is not there."),
+    ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Undo one part at a time; show errors.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Do that on these frames, not the test frames.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="On at most so many.", min=1)] = 100,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for CSV and JSON.")
+    ] = None,
+    overwrite: Overwrite = False,
+    head: Head = None,
+    trust_checkpoint: Trust = False,
+    json_output: Json = False,
+) -> None:
+    """Show which layers, degrees and elements a fine-tuning changed."""
+    from pathtune import explain as explaining
+    from pathtune.explain import show
+
+    sources = runs or []
+    if (base is None) != (tuned is None) or bool(sources) == (base is not None):
+        raise UsageError("give run folders or delta files, or --base and --tuned")
+    if len(sources) != 1 and (ablate or data):
+        raise UsageError("--ablate and --data are for one run at a time")
+    if output and output.exists() and any(output.iterdir()) and not overwrite:
+        raise UsageError(f"{output} is not empty; add --overwrite to write into it")
+    options: dict[str, Any] = {"trust_checkpoint": trust_checkpoint}
+    if head is not None:
+        options["head"] = head
+    folder = output
+    result: explaining.Explanation | explaining.Comparison
+    if base is not None and tuned is not None:
+        result = explaining.explain_checkpoints(base, tuned, **options)
+    elif len(sources) == 1:
+        (source,) = sources
+        result = explaining.explain_run(
+            source,
+            model=model,
+            ablate=ablate,
+            data=data,
+            most_frames=frames,
+            console=_console(),
+            **options,
+        )
+        if output is None and source.is_dir():
+            folder = source / "explain"
+    else:
+        result = explaining.compare(
+            [
+                explaining.explain_run(s, model=model, name=str(s), **options)
+                for s in sources
+            ]
+        )
+    if folder is not None:
+        result.write(folder)
+    if json_output:
+        _print_json(result.document)
+        return
+    if isinstance(result, explaining.Comparison):
+        tables = show.comparison(result.document)
+    else:
+        tables = show.explanation(result.document)
+    for table in tables:
+        _table(*table)
+    for remark in result.document.get("remarks", ()):
+        print(remark)
+    if folder is not None:
+        print(f"tables: {folder}")
+
+
 @delta_app.command("add")
 def delta_add(
     first: Path, second: Path, output: Output, overwrite: Overwrite = False

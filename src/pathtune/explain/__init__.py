@@ -41,7 +41,6 @@ from pathtune.explain.account import (
     Explanation,
     explain,
     explain_checkpoints,
-    explain_delta,
     explain_run,
 )
 from pathtune.explain.comparison import Comparison, compare
@@ -52,6 +51,5 @@ __all__ = [
     "compare",
     "explain",
     "explain_checkpoints",
-    "explain_delta",
     "explain_run",
 ]

@@ -245,29 +245,57 @@ def trainable(
 
 
 def explain_run(
-    run: Path, *, model: str | None = None, **options: Any
-) -> tuple[Explanation, Backend]:
-    """Explain a run folder; its base is loaded.
+    source: Path,
+    *,
+    model: str | None = None,
+    name: str | None = None,
+    ablate: bool = False,
+    data: str | None = None,
+    most_frames: int = 100,
+    console: Console | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain a run folder or a delta file; the base is loaded.
 
     Parameters
     ----------
-    run
-        Folder of a finished run.
+    source
+        Folder of a finished run, or a delta file.
     model
-        The base, where it is not what the run's settings say.
+        The base, where it is not what the run or the delta says.
+    name
+        For people; that of the folder or file without.
+    ablate
+        Undo one part of the change at a time, on the run's test frames, or else its
+        validation frames.
+    data
+        Do so on the frames of this file.
+    most_frames
+        At most so many, spread evenly.
+    console
+        Where the progress of this is shown.
     **options
         For `pathtune.loading.load`.
 
     Raises
     ------
     UsageError
-        If the folder holds no finished run.
+        If there is no finished run, the base of a delta is not known by name, or there
+        are no frames.
     """
-    config = run_config(run)
-    delta = DeltaFile.load(Path(run) / "delta.safetensors")
-    options = {"head": config.head, "device": "cpu", **options}
-    backend = load(model or config.model, **options)
-    return explain(backend, delta, name=Path(run).name), backend
+    source = Path(source)
+    config = None if source.is_file() else run_config(source)
+    delta = DeltaFile.load(source if config is None else source / "delta.safetensors")
+    frames, title = None, ""
+    if ablate or data:
+        frames, title = frames_of(config, data, most_frames)
+    base = model or (base_name(delta) if config is None else config.model)
+    options = {"head": delta.metadata.get("head"), "device": "cpu", **options}
+    backend = load(base, **options)
+    explanation = explain(backend, delta, name=name or source.stem)
+    if frames is None:
+        return explanation
+    return explanation.with_ablation(backend, frames, title, console=console)
 
 
 def run_config(run: Path) -> RunConfig:
@@ -278,7 +306,6 @@ def run_config(run: Path) -> RunConfig:
     UsageError
         If the folder holds none.
     """
-    run = Path(run)
     for name in ("config.yaml", "delta.safetensors"):
         if not (run / name).is_file():
             raise UsageError(
@@ -286,31 +313,6 @@ def run_config(run: Path) -> RunConfig:
                 "folder of pathtune finetune, or a delta file"
             )
     return validate(RunConfig, read_yaml(run / "config.yaml"), "setting")
-
-
-def explain_delta(
-    path: Path, *, model: str | None = None, **options: Any
-) -> tuple[Explanation, Backend]:
-    """Explain a delta file; its base is loaded.
-
-    Parameters
-    ----------
-    path
-        A delta file.
-    model
-        The base, where it is no released model.
-    **options
-        For `pathtune.loading.load`.
-
-    Raises
-    ------
-    UsageError
-        If the base is not known by name.
-    """
-    delta = DeltaFile.load(Path(path))
-    options = {"head": delta.metadata.get("head"), "device": "cpu", **options}
-    backend = load(model or base_name(delta), **options)
-    return explain(backend, delta, name=Path(path).stem), backend
 
 
 def base_name(delta: DeltaFile) -> str:
@@ -393,14 +395,14 @@ def explain_checkpoints(base: str, tuned: str, **options: Any) -> Explanation:
 
 
 def frames_of(
-    config: RunConfig, data: str | None, most: int
+    config: RunConfig | None, data: str | None, most: int
 ) -> tuple[Sequence[Structure], str]:
     """Return frames for an ablation, at most so many, spread evenly; and which.
 
     Parameters
     ----------
     config
-        Of the run: its label keys, and its test or validation frames without `data`.
+        Of the run: its label keys, and without `data` its test or validation frames.
     data
         Another file.
     most
@@ -409,20 +411,20 @@ def frames_of(
     Raises
     ------
     UsageError
-        If the run has neither.
+        If there are none.
     """
-    source = data or config.test or config.valid
+    source = data or (config and (config.test or config.valid))
     if source is None:
         raise UsageError(
-            "this run has neither test frames nor validation frames of their own; name "
-            "a file with --data"
+            "there are neither test frames nor validation frames of their own to "
+            "measure on; name a file with --data"
         )
-    if not Path(source).exists():
+    if data is None and not Path(source).exists():
         raise UsageError(
             f"{source}, which the run was evaluated on, is not here; name the file "
             "with --data"
         )
-    found = structures.read(source, keys=config.label_keys)
+    found = structures.read(source, keys=config.label_keys if config else None)
     if len(found) > most:
         chosen = np.linspace(0, len(found) - 1, most).astype(int).tolist()
         found = structures.take(found, chosen)
