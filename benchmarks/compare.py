@@ -110,6 +110,8 @@ class Experiment:
     seeds: Sequence[int]
     settings: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
+    #: The experiment that chooses the learning rates; None for this one.
+    rates_from: str | None = None
 
     @classmethod
     def read(cls, name: str) -> Experiment:
@@ -123,6 +125,7 @@ class Experiment:
         settings = {**defaults["settings"], **given.get("settings", {})}
         seeds = given.get("seeds", defaults["seeds"])
         named = {k: given[k] for k in ("protocol", "model", "backend")}
+        named["rates_from"] = given.get("rates_from")
         return cls(name, seeds=seeds, settings=settings, methods=methods, **named)
 
     def run(self, method: str, lr: float | None, seed: int) -> Run:
@@ -141,18 +144,22 @@ class Experiment:
 
     def first(self) -> Iterator[Run]:
         """Return the runs that choose the learning rates."""
+        if self.rates_from is not None:
+            return
         for method in self.methods:
             for lr in self.rates(method):
                 yield self.run(method, lr, self.seeds[0])
 
     def best_rate(self, method: str) -> float | None:
-        """Return the learning rate of the lowest validation error.
+        """Return the learning rate of the lowest validation error with the first seed.
 
         Raises
         ------
         LookupError
             If none of the first runs has succeeded.
         """
+        if self.rates_from is not None:
+            return Experiment.read(self.rates_from).best_rate(method)
         scores = {}
         for lr in self.rates(method):
             record = read(self.run(method, lr, self.seeds[0]))
@@ -163,14 +170,14 @@ class Experiment:
         return min(scores, key=scores.__getitem__)
 
     def others(self) -> Iterator[Run]:
-        """Return the other seeds at the chosen rates."""
+        """Return the other runs, at the chosen rates."""
         for method in self.methods:
             try:
                 lr = self.best_rate(method)
             except LookupError as error:
                 print(error)
                 continue
-            for seed in self.seeds[1:]:
+            for seed in self.seeds[self.rates_from is None :]:
                 yield self.run(method, lr, seed)
 
 
