@@ -53,6 +53,7 @@ EnergyKey = Annotated[str | None, typer.Option(help="Key of the energies.")]
 ForcesKey = Annotated[str | None, typer.Option(help="Key of the forces.")]
 StressKey = Annotated[str | None, typer.Option(help="Key of the stress or virials.")]
 MagmomsKey = Annotated[str | None, typer.Option(help="Key of the magnetic moments.")]
+MagforcesKey = Annotated[str | None, typer.Option(help="Key of the magnetic forces.")]
 
 
 def main() -> None:
@@ -121,10 +122,7 @@ def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def _keys(
-    energy: str | None, forces: str | None, stress: str | None, magmoms: str | None
-) -> dict[Any, str]:
-    given = {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}
+def _keys(**given: str | None) -> dict[Any, str]:
     return {name: key for name, key in given.items() if key is not None}
 
 
@@ -173,6 +171,7 @@ def check(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     magmoms_key: MagmomsKey = None,
+    magforces_key: MagforcesKey = None,
     head: Head = None,
     device: Device = "auto",
     trust_checkpoint: Trust = False,
@@ -183,7 +182,13 @@ def check(
 
     from pathtune import structures
 
-    keys = _keys(energy_key, forces_key, stress_key, magmoms_key)
+    keys = _keys(
+        energy=energy_key,
+        forces=forces_key,
+        stress=stress_key,
+        magmoms=magmoms_key,
+        magforces=magforces_key,
+    )
     frames = structures.read(data, keys=keys)
     others = structures.read(against, keys=keys) if against else None
     elements, predictions = None, None
@@ -287,6 +292,17 @@ def finetune(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     magmoms_key: MagmomsKey = None,
+    magforces_key: MagforcesKey = None,
+    spin: Annotated[
+        bool | None,
+        typer.Option("--spin/--no-spin", help="A spin layer: moments, exchange."),
+    ] = None,
+    spin_orbit: Annotated[
+        bool | None,
+        typer.Option(
+            "--spin-orbit/--no-spin-orbit", help="One that ties spins to the lattice."
+        ),
+    ] = None,
     replay: Annotated[
         int | None, typer.Option(help="Structures labelled by the base to train on.")
     ] = None,
@@ -329,11 +345,19 @@ def finetune(
         "set_",
         "json_output",
         "max_updated_percent",
+        "spin",
+        "spin_orbit",
     ):
         flags.pop(own, None)
     if not trust_checkpoint:
         flags.pop("trust_checkpoint")
     settings = (read_yaml(config) if config else {}) | flags
+    if spin or spin_orbit:
+        settings["spin"] = settings.get("spin") or {}
+    elif spin is not None:
+        settings["spin"] = None
+    if spin_orbit is not None:
+        assign(settings, f"spin.spin_orbit={str(spin_orbit).lower()}")
     for assignment in set_ or []:
         assign(settings, assignment)
     if max_updated_percent is not None:
@@ -362,18 +386,20 @@ def _print_results(folder: Path, result: Mapping[str, Any]) -> None:
     for key in result[split]:
         if isinstance(result["zero_shot"].get(key), float):
             base, tuned = result["zero_shot"][key], result[split][key]
-            gain = base / tuned if tuned else float("inf")
+            gain = f"{base / tuned if tuned else float('inf'):.1f}x" if base else "-"
             digits = 3 if key.endswith("mu_b") else 2
             numbers = [f"{value:.{digits}f}" for value in (base, tuned)]
-            rows.append([key, *numbers, f"{gain:.1f}x"])
+            rows.append([key, *numbers, gain])
     n = result[split]["n_structures"]
     columns = ["error", "zero-shot", "tuned", "better by"]
     _table(f"{split}: {n} structures", columns, rows)
     sparsity = result["sparsity"]
+    new = sparsity.get("new_parameters", 0)
     percent = 100 * sparsity["updated_parameters"] / sparsity["total_parameters"]
     print(
         f"updated {sparsity['updated_parameters']} of {sparsity['total_parameters']} "
         f"parameters ({percent:.2f} %)"
+        + (f", {new} of them the spin layer's" if new else "")
     )
     if retained := result.get("retention"):
         _print_retention(retained)
@@ -414,6 +440,7 @@ def evaluate(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     magmoms_key: MagmomsKey = None,
+    magforces_key: MagforcesKey = None,
     head: Head = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -429,7 +456,13 @@ def evaluate(
         delta,
         output=output,
         overwrite=overwrite,
-        keys=_keys(energy_key, forces_key, stress_key, magmoms_key),
+        keys=_keys(
+            energy=energy_key,
+            forces=forces_key,
+            stress=stress_key,
+            magmoms=magmoms_key,
+            magforces=magforces_key,
+        ),
         batch_size=batch_size,
         accelerator=accelerator,
         console=_console(),

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pathtune.errors import UsageError, unknown
 from pathtune.properties import Property
+from pathtune.spin.config import SpinConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -64,14 +65,21 @@ class RunConfig(BaseModel):
         Learning rate of the method (each method has its own default).
     reference_energies
         estimated, foundation, isolated, average, or a JSON/YAML file.
-    energy_key, forces_key, stress_key, magmoms_key
+    spin
+        Settings of a spin layer, which gives a base without magnetism moments and an
+        energy of the spins; None for no layer.
+    magforces_scale
+        What the labels of magnetic forces are multiplied with, or ``fit``: the factor
+        that reconciles them with the energies of the training frames.
+    energy_key, forces_key, stress_key, magmoms_key, magforces_key
         Keys of the labels, where they are not the usual ones.
-    energy_weight, forces_weight, stress_weight, magmoms_weight
+    energy_weight, forces_weight, stress_weight, magmoms_weight, magforces_weight
         Weights of the loss terms. What has no label, or what the model does not
         predict, is not trained whatever its weight. Moments count as much as energies
         (in μ_B and eV/atom) and a tenth of the forces, as in CHGNet's own training.
+        With a spin layer all weights are 1 unless given.
     huber_delta
-        Width of the Huber loss (eV/atom, eV/Å, eV/Å^3, μ_B).
+        Width of the Huber loss (eV/atom, eV/Å, eV/Å^3, μ_B, eV/μ_B).
     clip_grad_norm
         Largest norm of the gradient of a step.
     averaging_power
@@ -124,14 +132,18 @@ class RunConfig(BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
     head: str | None = None
     reference_energies: str = "estimated"
+    spin: SpinConfig | None = None
+    magforces_scale: Annotated[float, Field(gt=0)] | Literal["fit"] = 1.0
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
     magmoms_key: str | None = None
+    magforces_key: str | None = None
     energy_weight: float = Field(1.0, ge=0)
     forces_weight: float = Field(10.0, ge=0)
     stress_weight: float = Field(10.0, ge=0)
     magmoms_weight: float = Field(1.0, ge=0)
+    magforces_weight: float = Field(1.0, ge=0)
     huber_delta: float = Field(0.01, gt=0)
     clip_grad_norm: float = Field(10.0, gt=0)
     averaging_power: float = Field(4.0, ge=0)
@@ -147,6 +159,14 @@ class RunConfig(BaseModel):
     level_of_theory: str | None = None
     trust_checkpoint: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _equal_weights(cls, settings: Any) -> Any:
+        """Weigh all terms alike by default where there is a spin layer."""
+        if isinstance(settings, Mapping) and settings.get("spin") is not None:
+            return {"forces_weight": 1.0, "stress_weight": 1.0, **settings}
+        return settings
+
     @property
     def is_bounded(self) -> bool:
         """Whether atoms or edges bound what goes through the model at once."""
@@ -160,6 +180,7 @@ class RunConfig(BaseModel):
             "forces": self.forces_key,
             "stress": self.stress_key,
             "magmoms": self.magmoms_key,
+            "magforces": self.magforces_key,
         }
         return {name: key for name, key in keys.items() if key is not None}
 
@@ -171,6 +192,7 @@ class RunConfig(BaseModel):
             "forces": self.forces_weight,
             "stress": self.stress_weight,
             "magmoms": self.magmoms_weight,
+            "magforces": self.magforces_weight,
         }
 
     def to_yaml(self) -> str:
@@ -238,10 +260,20 @@ def validate(model: type[M], settings: Mapping[str, Any], what: str) -> M:
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                problems.append(unknown(what, key, model.model_fields))
+                problems.append(unknown(what, key, _known(model, problem["loc"])))
             elif problem["type"] == "missing":
                 problems.append(f"{what} {key!r} is required")
             else:
                 given = problem["input"]
                 problems.append(f"{what} {key!r} = {given!r}: {problem['msg']}")
         raise UsageError("; ".join(problems)) from error
+
+
+def _known(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Return the settings that exist where an unknown one was given."""
+    prefix = ""
+    for part in place[:-1]:
+        kinds = get_args(model.model_fields[str(part)].annotation)
+        model = next(k for k in kinds if issubclass(k, BaseModel))
+        prefix += f"{part}."
+    return [prefix + name for name in model.model_fields]

@@ -27,6 +27,11 @@ class Delta(nn.Module):
         Trainable entries of each parameter.
     change
         The method's module; what dW is.
+    layer
+        Parameters of a layer that the base does not have, by name: initial values.
+        They are trained plainly, whatever the method.
+    layer_options
+        Of the layer's optimizer group: lr, weight_decay.
 
     Raises
     ------
@@ -40,6 +45,8 @@ class Delta(nn.Module):
         model_weights: Mapping[str, Tensor],
         targets: Sequence[methods.Target],
         change: methods.Change,
+        layer: Mapping[str, Tensor] | None = None,
+        layer_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for target in targets:
@@ -53,6 +60,11 @@ class Delta(nn.Module):
                 )
         self.targets = tuple(targets)
         self.change = change
+        self._layer_names = tuple(layer or ())
+        self._layer_options = dict(layer_options or {})
+        self.layer = nn.ParameterList(
+            t.detach().clone() for t in (layer or {}).values()
+        )
         # Plain attributes, not buffers: the state dict of a delta holds dW only.
         self._base = [
             model_weights[t.weight.name].detach().clone() for t in self.targets
@@ -67,8 +79,10 @@ class Delta(nn.Module):
             self.to(self._base[0].device)
 
     def forward(self) -> dict[str, Tensor]:
-        """Return the merged weight of every target by parameter name."""
-        merged = {}
+        """Return the merged weight of every target, and the layer's, by name."""
+        merged: dict[str, Tensor] = dict(
+            zip(self._layer_names, self.layer, strict=True)
+        )
         for target, base, indices, change in zip(
             self.targets, self._base, self._indices, self.change(), strict=True
         ):
@@ -104,6 +118,28 @@ class Delta(nn.Module):
                 result[name] = found
         return result
 
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: the method's, then the layer's."""
+        groups = self.change.param_groups()
+        if len(self.layer):
+            groups = [*groups, {"params": list(self.layer), **self._layer_options}]
+        return groups
+
+    def stored_layer(self) -> dict[str, Tensor]:
+        """Return the layer's parameters as they are saved."""
+        values = (p.detach().cpu().clone() for p in self.layer)
+        return dict(zip(self._layer_names, values, strict=True))
+
+    @property
+    def trainable(self) -> int:
+        """Number of trainable numbers."""
+        return self.change.trainable + self.new
+
+    @property
+    def new(self) -> int:
+        """Number of parameters of the layer."""
+        return sum(p.numel() for p in self.layer)
+
     @property
     def alive(self) -> int:
         """Number of selected entries that the method can change."""
@@ -121,6 +157,8 @@ def build(
     head: str | None,
     seed: int,
     properties: Sequence[Property] = PROPERTIES,
+    layer: Mapping[str, Tensor] | None = None,
+    layer_options: Mapping[str, Any] | None = None,
 ) -> Delta:
     """Build the delta of a run: selection, alive entries, method.
 
@@ -144,6 +182,8 @@ def build(
         Seed of the method's initial values.
     properties
         What is trained.
+    layer, layer_options
+        See `Delta`.
 
     Raises
     ------
@@ -173,35 +213,39 @@ def build(
         dtype=dtype,
         generator=torch.Generator().manual_seed(seed),
     )
-    return Delta(model_weights, targets, change)
+    return Delta(model_weights, targets, change, layer, layer_options)
 
 
 def _listed(kinds: Collection[str]) -> str:
     return ", ".join(sorted(kinds)) or "no weight"
 
 
-def sparsity(updated: int, alive: int, total: int) -> dict[str, Any]:
+def sparsity(updated: int, alive: int, total: int, new: int = 0) -> dict[str, Any]:
     """Return the counts of a run.
 
     Parameters
     ----------
     updated
-        Entries whose merged value differs from the base.
+        Entries whose merged value differs from the base, and the new ones.
     alive
-        Selected entries that the method can change.
+        Selected entries of the base that the method can change.
     total
-        Elements of all named parameters of the base.
+        Elements of all named parameters of the base, and the new ones.
+    new
+        Parameters of a layer that the base does not have.
 
     Returns
     -------
     dict
         ``total_sparsity`` = 1 - updated / total (the paper's), ``active_sparsity`` =
-        1 - updated / alive, and the counts.
+        1 - (updated - new) / alive, and the counts; ``new_parameters`` where there are
+        any.
     """
-    return {
+    counts = {
         "total_sparsity": 1 - updated / total,
-        "active_sparsity": 1 - updated / alive,
+        "active_sparsity": 1 - (updated - new) / alive,
         "updated_parameters": updated,
         "alive_parameters": alive,
         "total_parameters": total,
     }
+    return counts | ({"new_parameters": new} if new else {})

@@ -2,8 +2,9 @@
 
 One safetensors file without pickle: ``<parameter>.indices`` (int32 into the flat
 tensor) and ``<parameter>.values`` (float64), or ``<parameter>.dense`` where most
-entries changed, and ``<parameter>.remainder`` where float64 alone rounds; everything
-else is sorted JSON under the metadata key ``pathtune``.
+entries changed, and ``<parameter>.remainder`` where float64 alone rounds; a layer that
+the base does not have as it is, its names beginning with ``spin.``; everything else is
+sorted JSON under the metadata key ``pathtune``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pathtune import files
-from pathtune.errors import PathtuneError
+from pathtune.errors import PathtuneError, UsageError
 
 FORMAT_VERSION = 1
 _KEY = "pathtune"
+# What the names of a spin layer's parameters begin with, in no base.
+_LAYER = "spin."
 # Above this share of changed entries the dense form is the smaller one.
 _DENSE_ABOVE = 2 / 3
 
@@ -117,23 +120,33 @@ class DeltaFile:
         JSON: ``backend``, ``model``, ``head``, ``method``, ``base`` (SHA-256 of every
         tensor), ``tensors`` (the path record of each touched parameter), ``elements``,
         ``data``, ``metrics``, ``level_of_theory``, ``versions``, ``licence``,
-        ``reference_energies``, ``sparsity``.
+        ``reference_energies``, ``sparsity``; with a layer ``spin``, its settings.
+    layer
+        Parameters of a spin layer by name, in the precision of the run; dense, and
+        none of the base's.
     """
 
     changes: Mapping[str, Change]
     shifts: Mapping[str, float]
     metadata: Mapping[str, Any]
+    layer: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def new_parameters(self) -> int:
+        """Number of parameters the base does not have."""
+        return sum(tensor.numel() for tensor in self.layer.values())
 
     @property
     def updated_parameters(self) -> int:
-        """Number of entries that differ from the base."""
-        return sum(len(c.indices) for c in self.changes.values())
+        """Number of entries that differ from the base, and of new parameters."""
+        changed = sum(len(c.indices) for c in self.changes.values())
+        return changed + self.new_parameters
 
     # File format
 
     def save(self, path: Path) -> None:
         """Write the file; equal contents give equal bytes."""
-        tensors = {}
+        tensors = dict(self.layer)
         for name, change in self.changes.items():
             if len(change.indices) > _DENSE_ABOVE * change.size:
                 tensors[f"{name}.dense"] = change.dense()
@@ -196,9 +209,17 @@ class DeltaFile:
             name: _read_change(path, name, shape, tensors)
             for name, shape in shapes.items()
         }
+        layer = {
+            name: tensors.pop(name)
+            for name in sorted(tensors)
+            if name.startswith(_LAYER) and content.get("spin")
+        }
         if tensors:
             raise PathtuneError(f"{path} has stray tensors: {', '.join(tensors)}")
-        return cls(changes, shifts, content)
+        for name, tensor in layer.items():
+            if not torch.isfinite(tensor).all():
+                raise PathtuneError(f"{path}: {name} has infinite or NaN values")
+        return cls(changes, shifts, content, layer)
 
     # Use
 
@@ -220,13 +241,13 @@ class DeltaFile:
                 )
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return W + dW of the touched parameters, in the stored dtype."""
+        """Return W + dW of touched parameters, in the stored dtype, and the layer."""
         self.require_base(weights)
         return self.merged(weights)
 
     def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return W + dW of the touched parameters, of a base already checked."""
-        return self._moved(weights, 1)
+        """Return what `apply` does, of a base already checked."""
+        return self._moved(weights, 1) | dict(self.layer)
 
     def remove(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return all parameters of the base, bit for bit, from the tuned ones.
@@ -240,6 +261,7 @@ class DeltaFile:
             If the result is not the base the delta was made for.
         """
         restored = {**weights, **self._moved(weights, -1)}
+        restored = {n: t for n, t in restored.items() if n not in self.layer}
         self.require_base(restored)
         return restored
 
@@ -260,7 +282,18 @@ class DeltaFile:
     # Algebra
 
     def scale(self, factor: float) -> DeltaFile:
-        """Return factor * delta, reference-energy shifts included."""
+        """Return factor * delta, reference-energy shifts included.
+
+        Raises
+        ------
+        UsageError
+            If it has a spin layer: what that adds is not linear in its parameters.
+        """
+        if self.layer:
+            raise UsageError(
+                "a delta with a spin layer cannot be scaled: half of the layer's "
+                "parameters are not half of its energy"
+            )
         changes = {
             name: _from_dense(factor * c.dense(), c.shape)
             for name, c in self.changes.items()
@@ -269,10 +302,12 @@ class DeltaFile:
         return self._derived(changes, shifts, f"{factor:g} * ({self._label})", [self])
 
     def add(self, other: DeltaFile, *, sign: int = 1) -> DeltaFile:
-        """Return self + sign * other.
+        """Return self + sign * other; a spin layer of `self` stays as it is.
 
         Raises
         ------
+        UsageError
+            If `other` has a spin layer.
         PathtuneError
             If the two were made for different bases or heads.
         """
@@ -288,6 +323,11 @@ class DeltaFile:
             raise PathtuneError(
                 f"the two deltas are for different heads: {self.metadata.get('head')} "
                 f"and {other.metadata.get('head')}"
+            )
+        if other.layer:
+            raise UsageError(
+                "spin layers cannot be added or subtracted: what they do is not linear "
+                "in their parameters. Only the first of two deltas may have one"
             )
         changes = {}
         for name in sorted({*self.changes, *other.changes}):
@@ -319,7 +359,10 @@ class DeltaFile:
     ) -> DeltaFile:
         """Keep what describes the base; what described a run no longer holds."""
         changes = {n: c for n, c in changes.items() if len(c.indices)}
-        kept = ("backend", "model", "head", "base", "versions", "licence")
+        kept = (
+            *("backend", "model", "head", "base", "versions", "licence"),
+            *("spin", "magforces_scale"),
+        )
         metadata = {k: self.metadata[k] for k in kept if k in self.metadata}
         tensors: dict[str, Any] = {}
         for parent in parents:

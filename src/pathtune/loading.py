@@ -9,8 +9,11 @@ import torch
 
 from pathtune import discovery
 from pathtune.backends.base import DTYPES, Backend, ModelInfo
+from pathtune.config import validate
 from pathtune.deltafile import DeltaFile
 from pathtune.errors import PathtuneError, UsageError, unknown
+from pathtune.spin.backend import SpinBackend
+from pathtune.spin.config import SpinConfig
 
 
 def models() -> list[ModelInfo]:
@@ -102,6 +105,8 @@ def load_with_delta(
     ------
     UsageError
         If the delta was made for another head; all heads share one base.
+    PathtuneError
+        If the delta's spin layer is not that of its settings.
     """
     if delta is not None and not isinstance(delta, DeltaFile):
         delta = DeltaFile.load(Path(delta))
@@ -114,4 +119,13 @@ def load_with_delta(
             f"this delta is for head {delta.metadata['head']!r}, the model was loaded "
             f"with {model.head!r}"
         )
+    if delta is not None and delta.layer and not isinstance(model, SpinBackend):
+        settings = validate(SpinConfig, delta.metadata["spin"], "spin setting")
+        model = SpinBackend(model, settings)
+        expected = {n: t.shape for n, t in model.spin_parameters().items()}
+        if {n: t.shape for n, t in delta.layer.items()} != expected:
+            raise PathtuneError(
+                "the spin layer of this delta has not the parameters its settings "
+                "imply; the file is damaged, or of another version of pathtune"
+            )
     return model, delta

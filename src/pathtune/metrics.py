@@ -134,7 +134,7 @@ class Sums:
                 n, size, square = self.sums[name].tolist()
                 result[f"{label}_mae_{unit}"] = factor * size / n
                 result[f"{label}_rmse_{unit}"] = factor * (square / n) ** 0.5
-        if any(name in self.sums for name in ("vector", "magforces")):
+        if self.by_element and {"vector", "magforces"} & self.sums.keys():
             elements = sorted(self.by_element.items())
             result["by_element"] = {symbol: sums.errors() for symbol, sums in elements}
         return result

@@ -21,7 +21,14 @@ from pathtune.deltafile import fingerprint
 from pathtune.errors import PathtuneError, UsageError, unknown
 from pathtune.loading import load
 from pathtune.prediction import predict, unshifted, with_shifts
-from pathtune.properties import PROPERTIES, Prediction, Property, Structure
+from pathtune.properties import (
+    PARTIAL,
+    PROPERTIES,
+    Prediction,
+    Property,
+    Structure,
+)
+from pathtune.spin.backend import SpinBackend
 from pathtune.structures import ReferenceEnergies, Survey, reference_energies
 from pathtune.training import compiled, distributed, memory, optimizer
 from pathtune.training.data import (
@@ -65,6 +72,8 @@ class Plan:
     identity: str
     #: What a training step runs, for people.
     step: str
+    #: What the labels of magnetic forces were multiplied with, where it was fitted.
+    scale: structures.Scale | None = None
 
     @property
     def sources(self) -> list[Source]:
@@ -97,6 +106,12 @@ def prepare(config: RunConfig, console: Console) -> Plan:
             f"{backend.device}"
         )
     parts = _read_parts(config, console)
+    layer, scale = {}, None
+    if config.spin is not None:
+        with_layer = SpinBackend(backend, config.spin, config.seed)
+        backend, layer = with_layer, with_layer.spin_parameters()
+        config, scale = _fit_magforces(config, parts["train"])
+        parts = _magnetised(config, parts, console)
     surveys = {name: structures.survey(part) for name, part in parts.items()}
     for name, part in parts.items():
         require_elements(backend, surveys[name].elements)
@@ -139,6 +154,10 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         head=backend.head,
         seed=config.seed,
         properties=list(properties),
+        layer=layer,
+        layer_options=config.spin.model_dump(include={"lr", "weight_decay"})
+        if config.spin
+        else None,
     )
     replayed = replay.draw(config, backend)
     source = replay.label(replayed, config, backend, console) if replayed else None
@@ -175,6 +194,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         },
         identity=_identity(resolved, backend, surveys, references, replayed),
         step=step,
+        scale=scale,
     )
 
 
@@ -237,6 +257,34 @@ def _read_parts(config: RunConfig, console: Console) -> dict[str, Sequence[Struc
     return parts
 
 
+def _fit_magforces(
+    config: RunConfig, train: Sequence[Structure]
+) -> tuple[RunConfig, structures.Scale | None]:
+    """Put a number where the scale of the magnetic forces is to be fitted."""
+    if config.magforces_scale != "fit":
+        return config, None
+    found = structures.fit_scale(train)
+    return config.model_copy(update={"magforces_scale": found.factor}), found
+
+
+def _magnetised(
+    config: RunConfig, parts: Mapping[str, Sequence[Structure]], console: Console
+) -> dict[str, Sequence[Structure]]:
+    """Make moments the input of the model; say which frames have none."""
+    assert config.spin and config.magforces_scale != "fit"
+    if config.spin.spins != "none":
+        for name, part in parts.items():
+            if without := structures.unmagnetised(part):
+                console.print(
+                    f"warning: {len(without)} of {len(part)} {name} frames (first "
+                    f"{without[0]}) have neither moments nor initial moments; to the "
+                    "spin layer they are not magnetic at all",
+                    highlight=False,
+                )
+    scale = config.magforces_scale
+    return {name: structures.magnetised(part, scale) for name, part in parts.items()}
+
+
 def _trained_properties(
     config: RunConfig,
     backend: Backend,
@@ -249,7 +297,7 @@ def _trained_properties(
         if counts[name] and name not in backend.properties:
             console.print(
                 f"note: {backend.model_name} does not predict {name}; these labels are "
-                "not trained"
+                "not trained" + (" without --spin" if name in PARTIAL else "")
             )
     properties: dict[Property, float] = {
         name: weight
@@ -430,7 +478,7 @@ def _most_edges(
     properties: Mapping[Property, float],
 ) -> int:
     """Measure how many edges fit in memory on every device of the run."""
-    parameters = optimizer.parameters(optimizer.build(delta.change.param_groups(), 1))
+    parameters = optimizer.parameters(optimizer.build(delta.param_groups(), 1))
     most = int(np.sort(frames.n_edges)[::-1][: config.batch_size].sum())
     if not parameters:
         return most
@@ -550,7 +598,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"method: {config.method} ({options or 'no options'}), {change.trainable} "
         "trainable numbers"
     )
-    if not change.trainable:
+    if config.spin is not None:
+        say(_spin_layer(plan), highlight=False)
+    if not plan.delta.trainable:
         say("training: none")
         return
     say(
@@ -559,6 +609,32 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{_devices(backend)}"
     )
     say(f"training step: {plan.step}", highlight=False)
+
+
+def _spin_layer(plan: Plan) -> str:
+    """Return the size of the layer, and what it makes of the labels."""
+    spin, new = plan.config.spin, plan.delta.new
+    assert spin
+    percent = 100 * new / (plan.backend.total_parameters - new)
+    inputs = {
+        "moments": "moments are its input, their error is that of its own refinement",
+        "directions": "directions of the moments are its input",
+        "none": "nothing of the moments is its input",
+    }
+    coupling = "with" if spin.spin_orbit else "without"
+    parts = [
+        f"spin layer: {new} parameters ({percent:.1f} % of the base), {coupling} "
+        f"spin-orbit coupling; {inputs[spin.spins]}"
+    ]
+    if plan.scale is not None:
+        fitted = plan.scale
+        parts.append(
+            f"labels of magnetic forces times {fitted.factor:.4f} ± "
+            f"{fitted.error:.4f}, fitted on {fitted.n_pairs} pairs of training frames"
+        )
+    elif plan.config.magforces_scale != 1:
+        parts.append(f"labels of magnetic forces times {plan.config.magforces_scale}")
+    return "; ".join(parts)
 
 
 def _batch(plan: Plan) -> str:
@@ -602,9 +678,9 @@ def _dry_run(config: RunConfig, console: Console, probe_steps: int) -> dict[str,
     print_plan(plan, console)
     resolved = plan.config
     assert resolved.max_steps
-    probed = range(probe_steps + 1 if plan.delta.change.trainable else 0)
+    probed = range(probe_steps + 1 if plan.delta.trainable else 0)
     supply = batches_by_step(plan.sources, resolved, probed)
-    opt = optimizer.build(plan.delta.change.param_groups(), 1)
+    opt = optimizer.build(plan.delta.param_groups(), 1)
     seconds = []
     for _ in probed:
         start = time.perf_counter()

@@ -8,6 +8,7 @@ from pathtune.structures.check import (
     sample,
     spread,
 )
+from pathtune.structures.magnetic import Scale, fit_scale, magnetised, unmagnetised
 from pathtune.structures.read import (
     fingerprint,
     label_counts,
@@ -30,16 +31,19 @@ __all__ = [
     "Finding",
     "ReferenceEnergies",
     "Report",
+    "Scale",
     "Survey",
     "average",
     "check",
     "estimate",
     "fingerprint",
+    "fit_scale",
     "foundation",
     "from_file",
     "is_lone_atom",
     "isolated",
     "label_counts",
+    "magnetised",
     "read",
     "require_cells",
     "sample",
@@ -47,5 +51,6 @@ __all__ = [
     "spread",
     "survey",
     "take",
+    "unmagnetised",
     "write_predictions",
 ]

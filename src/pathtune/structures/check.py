@@ -13,6 +13,7 @@ from ase.neighborlist import neighbor_list
 
 from pathtune.errors import PathtuneError
 from pathtune.properties import Prediction, Property, Structure
+from pathtune.structures import magnetic
 from pathtune.structures.survey import Survey, directions, survey
 from pathtune.structures.units import (
     inconsistent_units,
@@ -130,6 +131,7 @@ def check(
             [structures[i] for i in chosen],
             [predictions[i] if predictions else {} for i in chosen],
         ),
+        *_magnetism([structures[i] for i in chosen]),
         *_frames(structures, table),
         *_repeats(structures, against or ()),
     ]
@@ -237,6 +239,11 @@ def _units(
             f"together, which would be explained by {' or '.join(units)}; expected "
             "eV, eV/Å and eV/Å^3: convert the labels",
         )
+
+
+def _magnetism(structures: Sequence[Structure]) -> Iterator[Finding]:
+    if any({"magmoms", "magforces"} & s.labels.keys() for s in structures):
+        yield from (Finding(*found) for found in magnetic.complaints(structures))
 
 
 def _frames(structures: Sequence[Structure], table: Survey) -> Iterator[Finding]:

@@ -209,7 +209,11 @@ def _with_predictions(s: Structure, prediction: Prediction) -> Atoms:
             atoms.info[key] = value if value.ndim else float(value)
     atoms.calc = SinglePointCalculator(
         atoms,
-        **{k: v if np.ndim(v) else float(v) for k, v in prediction.items()},
+        **{
+            k: v if np.ndim(v) else float(v)
+            for k, v in prediction.items()
+            if k in all_properties
+        },
     )
     return atoms
 

@@ -173,13 +173,13 @@ def train(
     is_main = distributed.rank() == 0
     frames, properties = sources[0]
     order = Order(frames, config)
-    if not delta.change.trainable:
+    if not delta.trainable:
         steps = 0
 
     def new_optimizer() -> Any:
         warmup = config.warmup_fraction * delta.change.phase_share * steps
         return optimizer.build(
-            delta.change.param_groups(), math.ceil(warmup), config.averaging_power
+            delta.param_groups(), math.ceil(warmup), config.averaging_power
         )
 
     opt = new_optimizer()
@@ -197,7 +197,7 @@ def train(
                 f"{folder} was started with other settings, another model or other "
                 "data; resume with the same ones, or choose another --output"
             )
-        delta.change.load_state_dict(saved["change"])
+        delta.load_state_dict(saved["change"])
         opt = new_optimizer()
         opt.load_state_dict(saved["optimizer"])
         state = saved["state"]
@@ -209,7 +209,7 @@ def train(
         content = {
             "identity": identity,
             "state": state,
-            "change": delta.change.state_dict(),
+            "change": delta.state_dict(),
             "optimizer": opt.state_dict(),
         }
         if is_main:
@@ -254,7 +254,7 @@ def train(
                             "step": step,
                             "change": {
                                 name: tensor.clone()
-                                for name, tensor in delta.change.state_dict().items()
+                                for name, tensor in delta.state_dict().items()
                             },
                         }
                 state["stale"] = 0 if improved else state["stale"] + 1
@@ -292,7 +292,7 @@ def train(
             state["losses"].append(loss)
             state["step"] = step + 1
             log.advance(loss)
-    delta.change.load_state_dict(state["best"]["change"])
+    delta.load_state_dict(state["best"]["change"])
     ordered = sorted(durations) or [state["seconds"] / max(1, state["step"])]
     return Outcome(
         best_step=state["best"]["step"],
@@ -335,11 +335,11 @@ def evaluate(
         layers[name] = {"updated": updated, "alive": target.size}
         if name in thresholds:
             layers[name]["threshold"] = thresholds[name]
-    updated = sum(layer["updated"] for layer in layers.values())
+    updated = sum(layer["updated"] for layer in layers.values()) + delta.new
     return {
         "valid_loss": sum(loss for loss, _ in shares),
         "valid": metrics.merged(sums for _, sums in shares).errors(),
-        "sparsity": sparsity(updated, delta.alive, backend.total_parameters),
+        "sparsity": sparsity(updated, delta.alive, backend.total_parameters, delta.new),
         "layers": layers,
     }
 
