@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from pathtune import delta as deltas
@@ -266,4 +267,74 @@ def symmetry_errors(
         energy = abs(float(found["energy"] - reference["energy"])) / structure.n_atoms
         forces = np.abs(found["forces"] - expected(reference["forces"])).max()
         errors[name] = (energy, float(forces))
+    return errors
+
+
+def spin_symmetry_errors(
+    backend: Backend, structure: Structure, weights: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return how far a model with a spin layer is from its symmetries.
+
+    Parameters
+    ----------
+    backend
+        A `pathtune.spin.backend.SpinBackend`; float64 for meaningful numbers.
+    structure
+        With initial moments as vectors, not all in one plane.
+    weights
+        Of base and layer.
+
+    Returns
+    -------
+    dict
+        ``rotation``, ``inversion`` (moments are axial), ``time reversal`` (moments are
+        odd), ``spin rotation`` (of the spins alone), ``permutation`` and
+        ``translation`` -> the largest error of any prediction: energy (eV), forces
+        (eV/Å), stress (eV/Å^3), moments (μ_B), magnetic forces (eV/μ_B). A model need
+        not have all of these: none without inversion in the base, and spin rotation
+        without spin-orbit coupling only.
+    """
+    generator = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(generator.normal(size=(3, 3)))
+    rotation *= np.sign(np.linalg.det(rotation))
+    order = generator.permutation(structure.n_atoms)
+    one, inverted = np.eye(3), -np.eye(3)
+    spins = structure.atoms.get_initial_magnetic_moments()
+
+    def transformed(space: np.ndarray, spin: np.ndarray) -> Structure:
+        atoms = structure.atoms.copy()
+        atoms.set_cell(atoms.cell @ space.T)
+        atoms.positions = atoms.positions @ space.T
+        atoms.set_initial_magnetic_moments(spins @ spin.T)
+        return Structure(atoms)
+
+    moved = structure.atoms.copy()
+    moved.positions += generator.normal(size=3)
+    everyone = np.arange(structure.n_atoms)
+    # The changed structure, and what polar vectors, axial ones and the order become.
+    cases = {
+        "rotation": (transformed(rotation, rotation), rotation, rotation, everyone),
+        "inversion": (transformed(inverted, one), inverted, one, everyone),
+        "time reversal": (transformed(one, -one), one, -one, everyone),
+        "spin rotation": (transformed(one, rotation), one, rotation, everyone),
+        "permutation": (Structure(structure.atoms[order]), one, one, order),
+        "translation": (Structure(moved), one, one, everyone),
+    }
+    reference = predict(backend, [structure], weights=weights)[0]
+    errors = {}
+    for name, (changed, space, spin, rows) in cases.items():
+        found = predict(backend, [changed], weights=weights)[0]
+        expected = {"energy": reference["energy"]}
+        expected["forces"] = reference["forces"][rows] @ space.T
+        if "stress" in reference:
+            stress = space @ voigt_6_to_full_3x3_stress(reference["stress"]) @ space.T
+            expected["stress"] = full_3x3_to_voigt_6_stress(stress)
+        moments = reference["magmoms"][rows]
+        expected["magmoms"] = moments @ spin.T if moments.ndim == 2 else moments
+        if "magforces" in reference:
+            expected["magforces"] = reference["magforces"][rows] @ spin.T
+        errors[name] = max(
+            float(np.abs(found[key] - value).max())  # type: ignore[index]
+            for key, value in expected.items()
+        )
     return errors

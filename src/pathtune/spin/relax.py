@@ -139,6 +139,8 @@ def relax_spins(
     best = min(found, key=lambda result: float(result.fun))
     spins = landscape.spins(torch.from_numpy(best.x)).numpy()
     relaxed = atoms.copy()
+    # ASE does not replace scalars by vectors.
+    relaxed.arrays.pop("initial_magmoms")
     relaxed.set_initial_magnetic_moments(spins)
     base = float(features.energy.double())
     return RelaxedSpins(
