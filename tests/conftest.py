@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pathtune import discovery, robustness
+from pathtune import api, discovery, robustness
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +44,14 @@ def short_simulations():
     """The simulation that ends every run is cut short; its own tests are not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(robustness, "N_STEPS", 3)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_reports():
+    """Runs in this process draw no report, which takes seconds; its own tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "report", types.SimpleNamespace(write=lambda folders: None))
         yield
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
-from pathtune import acceleration, files, metrics, robustness, structures
+from pathtune import acceleration, files, metrics, report, robustness, structures
 from pathtune import delta as deltas
 from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, read_yaml, validate
@@ -173,6 +173,7 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
         explained = explain(backend, saved, alive=alive, name=folder.name)
         explained.write(folder / EXPLANATION)
         files.write_json(folder / METRICS, results)
+        report.write([folder])
     if outcome.steps and outcome.best_step == 0:
         console.print(
             "warning: no evaluation was better than the start; the result is the "

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -424,6 +425,51 @@ def _print_retention(result: Mapping[str, Any]) -> None:
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="HTML file; of one run report.html in its folder."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the figures into this folder, too.")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="Of the figures: png, pdf or svg.")
+    ] = "png",
+    overwrite: Overwrite = False,
+    json_output: Json = False,
+) -> None:
+    """Write the HTML report of a run, or of several side by side."""
+    from pathtune import report as reporting
+
+    if output is None and len(runs) > 1:
+        output = Path(reporting.REPORT)
+    if output is not None and output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; add --overwrite to replace it")
+    written = reporting.write(runs, output)
+    drawn = reporting.figures(runs, figures, format_) if figures else []
+    verdicts = [reporting.judge(reporting.Run(run)) for run in runs]
+    if json_output:
+        judged = zip(runs, verdicts, strict=True)
+        _print_json(
+            {
+                "report": str(written),
+                "figures": [str(path) for path in drawn],
+                "verdicts": [{"run": str(run), **asdict(v)} for run, v in judged],
+            }
+        )
+        return
+    for run, verdict in zip(runs, verdicts, strict=True):
+        print(f"{run}: {verdict.sentence}")
+    if figures:
+        print(f"figures: {figures} ({len(drawn)} {format_})")
+    print(f"report: {written}")
+
+
+@app.command()
 def evaluate(
     data: Annotated[Path, typer.Argument(help="Any file ASE reads.")],
     model: Model,
@@ -432,6 +478,10 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Predictions, extended XYZ.")
     ] = None,
     overwrite: Overwrite = False,
+    orderings: Annotated[
+        str | None,
+        typer.Option(help="Key that orderings of one structure share, or formula."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Structures at a time.", min=1)] = 16,
     accelerator: Annotated[
         str | None, typer.Option(help="The vendor's kernels: cueq, oeq, flash.")
@@ -463,6 +513,7 @@ def evaluate(
             magmoms=magmoms_key,
             magforces=magforces_key,
         ),
+        orderings=orderings,
         batch_size=batch_size,
         accelerator=accelerator,
         console=_console(),
@@ -476,11 +527,43 @@ def evaluate(
         return
     numbers = [[k, f"{v:.3f}"] for k, v in result.items() if isinstance(v, float)]
     _table(f"{data}: {result['n_structures']} structures", ["error", ""], numbers)
-    for name, group in result.get("by_config_type", {}).items():
+    parts = {**result.get("by_element", {}), **result.get("by_config_type", {})}
+    for name, group in parts.items():
         rows = [[k, f"{v:.3f}"] for k, v in group.items() if isinstance(v, float)]
         _table(f"{name}: {group['n_structures']} structures", ["error", ""], rows)
+    if "orderings" in result:
+        _print_orderings(result["orderings"])
     if output is not None:
         print(f"predictions: {output}")
+
+
+def _print_orderings(result: Mapping[str, Any]) -> None:
+    columns = ["frame", "predicted", "labelled"]
+    for group in result["groups"][:10]:
+        labelled = group["labelled"] or [None] * len(group["frames"])
+        ranked = sorted(
+            zip(group["predicted"], labelled, group["frames"], strict=True),
+            key=lambda row: row[:1],
+        )
+        rows = [
+            [str(i), f"{p:+.3f}", "-" if e is None else f"{e:+.3f}"]
+            for p, e, i in ranked[:20]
+        ]
+        _table("orderings of one structure, meV/atom from their mean", columns, rows)
+    n, n_frames = result["n_groups"], result["n_structures"]
+    print(f"orderings: {n_frames} frames of {n} structure{'s' * (n > 1)}")
+    if "spearman" in result:
+        rank = result["spearman"]
+        error, size = (result[f"difference_{x}_mev_per_atom"] for x in ("mae", "size"))
+        print(
+            f"energy differences: MAE {error:.3f} of {size:.3f} meV/atom; rank "
+            "correlation (Spearman) "
+            + (
+                "none, the model does not tell them apart"
+                if rank is None
+                else f"{rank:.3f}"
+            )
+        )
 
 
 @app.command()
@@ -539,6 +622,7 @@ def inspect(
         content = dict(loaded.metadata)
         content.pop("tensors", None)
         content["updated_parameters"] = loaded.updated_parameters
+        content["new_parameters"] = loaded.new_parameters
         content["shifts"] = dict(loaded.shifts)
         _print_json(content | {"tensors": rows})
         return
@@ -549,6 +633,9 @@ def inspect(
     print(f"elements: {', '.join(meta.get('elements', []))}")
     shifts = ", ".join(f"{e} {v:+.6f}" for e, v in loaded.shifts.items())
     print(f"reference-energy shifts (eV): {shifts or 'none'}")
+    if loaded.layer:
+        settings = ", ".join(f"{k} {v}" for k, v in meta["spin"].items())
+        print(f"spin layer: {loaded.new_parameters} parameters; {settings}")
     _table(
         f"{loaded.updated_parameters} changed entries",
         ["parameter", "kind", "updated", "size", "share", "norm", "largest"],

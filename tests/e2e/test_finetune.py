@@ -33,6 +33,7 @@ FILES = {
     "metrics.json",
     "metrics.jsonl",
     "predictions",
+    "report.html",
     "predictions/test.xyz",
     "predictions/test_zero_shot.xyz",
     "predictions/valid.xyz",

@@ -1,0 +1,1 @@
+"""Figures of several runs: as `pathtune.report.figures`, with ``draw(runs)``."""

@@ -1,0 +1,39 @@
+"""Errors frame by frame: where the outliers are."""
+
+from __future__ import annotations
+
+from pathtune.report.drawing import BLUE, ORANGE, Drawing, Points, canvas
+from pathtune.report.outliers import by_frame
+from pathtune.report.run import QUANTITIES, Run
+
+SECTION = "errors"
+MARKED = 3
+
+
+def draw(run: Run) -> Drawing | None:
+    """Draw the root mean square error of each frame against its index."""
+    found = by_frame(run)
+    if found is None:
+        return None
+    name, errors = found
+    unit = QUANTITIES[name].unit
+    figure, (axes,) = canvas(height=2.4)
+    x, y = list(errors), list(errors.values())
+    axes.plot(x, y, ls="none", marker="o", ms=3, color=BLUE, alpha=0.7)
+    for index in sorted(errors, key=lambda i: -errors[i])[:MARKED]:
+        axes.plot(index, errors[index], "o", ms=4, color=ORANGE)
+        axes.annotate(
+            f" {index}", (index, errors[index]), va="center", ha="left", fontsize=8
+        )
+    axes.set(xlabel="frame (index in the file)", ylabel=f"RMSE ({unit})")
+    axes.set_ylim(0)
+    texts = [
+        f"frame {i} ({run.frames[i][0].symbols.get_chemical_formula()}): "
+        f"{error:.3g} {unit}"
+        for i, error in errors.items()
+    ]
+    caption = (
+        f"{QUANTITIES[name].title} of each {run.judged} frame, fine-tuned model; the "
+        f"{min(MARKED, len(x))} largest are marked with their index."
+    )
+    return Drawing("Error by frame", caption, figure, [Points(axes, x, y, texts)])
