@@ -223,6 +223,12 @@ COLUMNS = {
     ),
     "drift E (meV/atom)": lambda m: _retained(m).get("energy_drift_mev_per_atom"),
     "drift F (meV/Å)": lambda m: _retained(m).get("forces_drift_mev_per_angstrom"),
+    "new holes": lambda m: (
+        len(_retained(m)["dimers"]["new_holes"]) if "dimers" in _retained(m) else None
+    ),
+    "NVE drift (meV/atom/ps)": lambda m: (_retained(m).get("nve") or {}).get(
+        "energy_drift_mev_per_atom_per_ps"
+    ),
     "s/step": lambda m: m["timing"].get("seconds_per_step"),
     "memory (MiB)": lambda m: m["timing"].get("peak_memory_mib"),
 }

@@ -1,0 +1,109 @@
+"""Draw the comparisons, from the results alone.
+
+    python benchmarks/figures.py docs/images
+
+One picture for each experiment with several methods (error on the test frames against
+what was forgotten), and one of the error against the size of the support.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from compare import HERE, SCORE, Experiment, read
+
+BUDGET = "rmd17-50-ethanol-7net-0-budget"
+DEFAULT_PERCENT = 3.0
+SUPPORTS = {
+    "gradual": "gradual",
+    "high": "sparse, cut once",
+    "top": "top_magnitude",
+    "random": "random_support",
+}
+
+
+def records(experiment: Experiment, method: str) -> list[Mapping[str, Any]]:
+    """Return the metrics of a method's seeds at its chosen learning rate."""
+    try:
+        lr = experiment.best_rate(method)
+    except LookupError:
+        return []
+    found = [read(experiment.run(method, lr, seed)) for seed in experiment.seeds]
+    return [record["metrics"] for record in found if record is not None]
+
+
+def spread(
+    metrics: Sequence[Mapping[str, Any]], value: Callable[[Any], float]
+) -> tuple[float, float]:
+    """Return mean and standard deviation over seeds (0 of one)."""
+    values = [value(m) for m in metrics]
+    return statistics.mean(values), statistics.stdev(values) if values[1:] else 0.0
+
+
+def draw_tradeoff(experiment: Experiment, path: Path) -> None:
+    """Draw error on the test frames against drift on crystals outside of the data."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for method in experiment.methods:
+        metrics = [m for m in records(experiment, method) if m.get("retention")]
+        if not metrics or method == "frozen":
+            continue
+        x = spread(metrics, lambda m: m["retention"]["forces_drift_mev_per_angstrom"])
+        y = spread(metrics, lambda m: m["test"][SCORE])
+        axes.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], fmt="o", capsize=3)
+        axes.annotate(method, (x[0], y[0]), (6, 5), textcoords="offset points")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="force drift on 40 other crystals (meV/Å)",
+        ylabel="force MAE on the test frames (meV/Å)",
+        title=f"{experiment.protocol}, {experiment.model}",
+    )
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_budget(path: Path) -> None:
+    """Draw the error against the share of parameters that may be updated."""
+    main, sizes = (
+        Experiment.read(BUDGET.removesuffix("-budget")),
+        Experiment.read(BUDGET),
+    )
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for name, label in SUPPORTS.items():
+        points = {}
+        for method in sizes.methods:
+            start, _, percent = method.partition("-")
+            if start == name and (metrics := records(sizes, method)):
+                points[float(percent)] = metrics[0]["test"][SCORE]
+        whole = next(m for m in main.methods if m.startswith(name))
+        if metrics := records(main, whole):
+            points[DEFAULT_PERCENT] = metrics[0]["test"][SCORE]
+        axes.plot(*zip(*sorted(points.items()), strict=True), "o-", label=label)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="updated (% of all parameters)",
+        ylabel="force MAE on the test frames (meV/Å)",
+        title=f"{main.protocol}, {main.model}, seed {sizes.seeds[0]}",
+    )
+    axes.legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    for path in sorted((HERE / "experiments").glob("*-7net-0.yaml")):
+        draw_tradeoff(Experiment.read(path.stem), folder / f"{path.stem}.png")
+    draw_budget(folder / f"{BUDGET}.png")
+
+
+if __name__ == "__main__":
+    main()
