@@ -413,7 +413,8 @@ def frames_of(
     UsageError
         If there are none.
     """
-    source = data or (config and (config.test or config.valid))
+    own = (config.test or config.valid) if config else None
+    source = data or own
     if source is None:
         raise UsageError(
             "there are neither test frames nor validation frames of their own to "

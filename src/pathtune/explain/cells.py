@@ -16,6 +16,7 @@ KEYS = (
     *("parameter", "layer", "kind", "role", "irrep_in", "irrep_out"),
     *("degree", "element", "basis"),
 )
+COLUMNS = ("entries", "alive", "updated", "mean", "scatter", "square", "largest")
 #: Letters of the degrees 0, 1, 2, ... as chemists write them.
 CHANNELS = "spdfghiklm"
 
@@ -32,6 +33,8 @@ class Cells:
         (n_cells,) numbers of entries; `alive` are those that could be trained.
     mean, scatter
         (n_cells,) mean of W over the alive entries, and the sum of (W - mean)^2.
+    square, largest
+        (n_cells,) sum of dW^2, and the largest of them.
     squares
         (n_updated,) dW^2 of each updated entry.
     owner
@@ -45,6 +48,8 @@ class Cells:
     updated: np.ndarray
     mean: np.ndarray
     scatter: np.ndarray
+    square: np.ndarray
+    largest: np.ndarray
     squares: np.ndarray
     owner: np.ndarray
 
@@ -59,17 +64,13 @@ class Cells:
     def where(self, wanted: Callable[[Mapping[str, Any]], bool]) -> Cells:
         """Return the cells whose keys are `wanted`, and their entries."""
         kept = np.array([wanted(k) for k in self.keys], dtype=bool)
-        new = np.cumsum(kept) - 1
+        new = np.cumsum(kept, dtype=np.int32) - 1
         inside = kept[self.owner]
         return Cells(
             [k for k, keep in zip(self.keys, kept, strict=True) if keep],
-            self.entries[kept],
-            self.alive[kept],
-            self.updated[kept],
-            self.mean[kept],
-            self.scatter[kept],
-            self.squares[inside],
-            new[self.owner[inside]],
+            **{name: getattr(self, name)[kept] for name in COLUMNS},
+            squares=self.squares[inside],
+            owner=new[self.owner[inside]],
         )
 
 
@@ -138,20 +139,27 @@ def measure(
     """
     keys: list[dict[str, Any]] = []
     columns: list[list[np.ndarray]] = []
-    squares: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
+    n_updated = sum(len(change.indices) for change in changes.values())
+    squares, owners = np.empty(n_updated), np.empty(n_updated, dtype=np.int32)
+    start = 0
     for record in records:
         own, owner = labels(record)
         n = len(own)
         trained = np.zeros(record.size, dtype=bool)
         trained[alive.get(record.name, [])] = True
         updated = np.zeros(n, dtype=np.int64)
+        square, largest = np.zeros(n), np.zeros(n)
         if change := changes.get(record.name):
             indices = change.indices.numpy()
             trained[indices] = True
-            updated = np.bincount(owner[indices], minlength=n)
-            squares.append(change.values.numpy() ** 2)
-            owners.append(owner[indices] + np.int32(len(keys)))
+            here = slice(start, start + len(indices))
+            start = here.stop
+            np.square(change.values.numpy(), out=squares[here])
+            changed = owner[indices]
+            updated[:] = np.bincount(changed, minlength=n)
+            square[:] = np.bincount(changed, squares[here], minlength=n)
+            np.maximum.at(largest, changed, squares[here])
+            owners[here] = changed + len(keys)
         inside = owner[trained]
         weight = base[record.name].flatten().double().numpy()[trained]
         count = np.bincount(inside, minlength=n)
@@ -159,20 +167,12 @@ def measure(
         weight -= mean[inside]
         scatter = np.bincount(inside, weight**2, minlength=n)
         entries = np.bincount(owner, minlength=n)
-        columns.append([entries, count, updated, mean, scatter])
+        columns.append([entries, count, updated, mean, scatter, square, largest])
         keys += own
-    counted = map(np.concatenate, zip(*columns, strict=True))
-    entries, count, updated, mean, scatter = counted
-    return Cells(
-        keys,
-        entries,
-        count,
-        updated,
-        mean,
-        scatter,
-        np.concatenate([np.empty(0), *squares]),
-        np.concatenate([np.empty(0, dtype=np.int32), *owners]),
+    by_cell = dict(
+        zip(COLUMNS, map(np.concatenate, zip(*columns, strict=True)), strict=True)
     )
+    return Cells(keys, **by_cell, squares=squares, owner=owners)
 
 
 def rows(cells: Cells, by: Sequence[str]) -> list[dict[str, Any]]:
@@ -206,10 +206,8 @@ def rows(cells: Cells, by: Sequence[str]) -> list[dict[str, Any]]:
     between = cells.alive * (cells.mean - mean[group]) ** 2
     scatter = total(cells.scatter + between)
     weight_square = scatter + alive * mean**2
-    owner = group[cells.owner]
-    square = np.bincount(owner, cells.squares, minlength=n)
-    largest = np.zeros(n)
-    np.maximum.at(largest, owner, cells.squares)
+    square, largest = total(cells.square), np.zeros(n)
+    np.maximum.at(largest, group, cells.largest)
     whole = square.sum()
     # Below this the scatter is what rounding leaves of equal weights.
     is_constant = scatter <= 1e-24 * weight_square
