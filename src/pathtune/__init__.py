@@ -10,7 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathtune.api import calculator, evaluate, finetune, load, merge, models
+    from pathtune.api import (
+        calculator,
+        evaluate,
+        finetune,
+        load,
+        merge,
+        models,
+        relax_spins,
+    )
     from pathtune.config import RunConfig
     from pathtune.deltafile import DeltaFile
     from pathtune.errors import PathtuneError, UsageError
@@ -26,6 +34,7 @@ _HOMES = {
     "load": "api",
     "merge": "api",
     "models": "api",
+    "relax_spins": "api",
     "RunConfig": "config",
     "DeltaFile": "deltafile",
     "PathtuneError": "errors",
@@ -47,6 +56,7 @@ __all__ = [
     "merge",
     "models",
     "read",
+    "relax_spins",
 ]
 
 

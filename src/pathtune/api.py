@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import track
@@ -20,16 +20,20 @@ from pathtune.errors import PathtuneError, UsageError
 from pathtune.explain import explain
 from pathtune.loading import load, load_with_delta, models
 from pathtune.merging import merge
+from pathtune.orderings import compare as compare_orderings
 from pathtune.plan import Plan, dry_run, prepare, print_plan
 from pathtune.prediction import predict, unshifted
 from pathtune.properties import Prediction, Property, Structure
 from pathtune.provenance import environment, versions
 from pathtune.spin.backend import SpinBackend
+from pathtune.spin.relax import RelaxedSpins
+from pathtune.spin.relax import relax_spins as spin_relaxation
 from pathtune.training import distributed, memory
 from pathtune.training.data import EVALUATED_AT_ONCE, Frames
 from pathtune.training.loop import train
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "load",
     "merge",
     "models",
+    "relax_spins",
     "resume_config",
 ]
 
@@ -357,6 +362,7 @@ def evaluate(
     output: str | Path | None = None,
     overwrite: bool = False,
     keys: Mapping[Property, str] | None = None,
+    orderings: str | None = None,
     batch_size: int = 16,
     accelerator: str | None = None,
     console: Console | None = None,
@@ -378,6 +384,9 @@ def evaluate(
         Replace an existing output.
     keys
         Label keys, where they are not the usual ones.
+    orderings
+        What the magnetic orderings of one structure share, see
+        `pathtune.orderings.groups`.
     batch_size
         Structures in one call of the model.
     accelerator
@@ -390,7 +399,8 @@ def evaluate(
     Returns
     -------
     dict
-        As ``test`` in ``metrics.json``.
+        As ``test`` in ``metrics.json``; ``orderings`` where there are magnetic
+        orderings of one structure, see `pathtune.orderings.compare`.
     """
     if output is not None and Path(output).exists() and not overwrite:
         raise UsageError(f"{output} exists; add --overwrite to replace it")
@@ -412,6 +422,7 @@ def evaluate(
             )
 
     sums = metrics.Sums()
+    energies: list[float] = []
     fast = accelerator and acceleration.calculator(
         backend, weights, shifts, accelerator
     )
@@ -436,6 +447,7 @@ def evaluate(
                     batch_size=len(chunk),
                 )
             sums.add(chunk, predictions)
+            energies.extend(float(p["energy"]) for p in predictions)
             yield from predictions
 
     if output is None:
@@ -444,7 +456,65 @@ def evaluate(
     else:
         structures.write_predictions(output, data, predicted())
     groups = sums.errors_by_config_type()
-    return sums.errors() | ({"by_config_type": groups} if groups else {})
+    # Not a further pass through a file that does not fit in memory, unless asked for.
+    is_wanted = orderings is not None or isinstance(data, list)
+    compared = compare_orderings(data, energies, orderings) if is_wanted else None
+    return (
+        sums.errors()
+        | ({"by_config_type": groups} if groups else {})
+        | ({"orderings": compared} if compared else {})
+    )
+
+
+def relax_spins(
+    atoms: Atoms,
+    model: str | Backend,
+    delta: str | Path | DeltaFile | None = None,
+    *,
+    magnitudes: Literal["fixed", "free"] = "fixed",
+    n_starts: int = 8,
+    seed: int = 0,
+    **options: Any,
+) -> RelaxedSpins:
+    """Find the spins of lowest energy at fixed positions.
+
+    Parameters
+    ----------
+    atoms
+        With initial magnetic moments; not modified.
+    model, delta
+        Base and delta with a spin layer, by name or path.
+    magnitudes, n_starts, seed
+        See `pathtune.spin.relax.relax_spins`.
+    **options
+        For `load`: dtype, device, head, trust_checkpoint.
+
+    Raises
+    ------
+    UsageError
+        If the delta has no spin layer, or no atom has a spin.
+
+    Returns
+    -------
+    RelaxedSpins
+        Its energies are those of the calculator, reference-energy shifts included.
+    """
+    backend, loaded = load_with_delta(model, delta, **options)
+    if not isinstance(backend, SpinBackend):
+        raise UsageError(
+            "relaxing spins needs a spin layer: give the delta of a run with --spin"
+        )
+    weights = loaded.apply(backend.stored_weights()) if loaded else {}
+    found = spin_relaxation(
+        backend, weights, atoms, magnitudes=magnitudes, n_starts=n_starts, seed=seed
+    )
+    shifts = loaded.shifts if loaded else {}
+    shift = sum(shifts.get(symbol, 0.0) for symbol in atoms.symbols)
+    return dataclasses.replace(
+        found,
+        energy=found.energy + shift,
+        energies=tuple(energy + shift for energy in found.energies),
+    )
 
 
 def calculator(
