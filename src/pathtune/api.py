@@ -18,7 +18,7 @@ from pathtune.config import RunConfig, read_yaml, validate
 from pathtune.deltafile import DeltaFile, fingerprint
 from pathtune.errors import PathtuneError, UsageError
 from pathtune.explain import explain
-from pathtune.loading import load, load_with_delta, models
+from pathtune.loading import licence, load, load_with_delta, models
 from pathtune.merging import merge
 from pathtune.orderings import compare as compare_orderings
 from pathtune.plan import Plan, dry_run, prepare, print_plan
@@ -343,7 +343,7 @@ def _metadata(
         "metrics": {k: results[k] for k in ("zero_shot", "valid", "test")},
         "sparsity": results["sparsity"],
         "versions": versions("pathtune", "torch", backend.vendor, "e3nn"),
-        "licence": "that of the foundation model",
+        "licence": licence(backend.model_name) or "that of the foundation model",
     } | (
         {
             "spin": config.spin.model_dump(mode="json"),

@@ -22,6 +22,11 @@ def models() -> list[ModelInfo]:
     return [info for module in found for info in module.Backend.models()]
 
 
+def licence(model: str) -> str:
+    """Return the licence of a released model by name; empty where it is not known."""
+    return next((info.licence for info in models() if info.name == model), "")
+
+
 def load(
     model: str,
     *,

@@ -43,6 +43,8 @@ class ModelInfo:
     reason: str
     checkpoint: str
     heads: tuple[str, ...] = ()
+    #: SPDX identifier or name, as the vendor states it; empty where it does not.
+    licence: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

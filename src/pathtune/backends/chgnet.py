@@ -241,7 +241,11 @@ class Backend(Contract):
             elif not there:
                 reason = "not in the installed chgnet"
             what = f"{file} (sha256 {digest[:12]})"
-            infos.append(ModelInfo(cls.name, name, there, reason, what))
+            # They are part of the package, and under its licence.
+            licence = "BSD-3-Clause-LBNL"
+            infos.append(
+                ModelInfo(cls.name, name, there, reason, what, licence=licence)
+            )
         return infos
 
     @classmethod

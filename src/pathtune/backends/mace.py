@@ -76,6 +76,13 @@ _ACADEMIC = frozenset(
     {"small-omat-0", "medium-omat-0", "mace-matpes-pbe-0", "mace-matpes-r2scan-0"}
 ) | set(_ORGANIC)
 
+# As the documentation of the vendor's loaders has it; mh-0 and mh-1 are not in there.
+_LICENCES: Mapping[str, str] = {
+    name: "Academic Software License" if name in _ACADEMIC else "MIT"
+    for name in _FILES
+    if name not in ("mh-0", "mh-1")
+}
+
 # What the model reads of the vendor's graph, besides embedded features.
 _GRAPH_KEYS = frozenset(
     {"positions", "node_attrs", "edge_index", "shifts", "unit_shifts", "cell", "head"}
@@ -199,10 +206,11 @@ class Backend(Contract):
                 reason = f"in {path.parent}; once with --trust-checkpoint"
             else:
                 reason = "downloaded by the vendor when used; once --trust-checkpoint"
-            licence = " (Academic Software License)" if name in _ACADEMIC else ""
+            licence = _LICENCES.get(name, "")
+            file += f" ({licence})" if name in _ACADEMIC else ""
             heads = _HEADS.get(name, ())
             infos.append(
-                ModelInfo(cls.name, name, available, reason, file + licence, heads)
+                ModelInfo(cls.name, name, available, reason, file, heads, licence)
             )
         return infos
 

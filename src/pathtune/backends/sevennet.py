@@ -142,7 +142,8 @@ class Backend(Contract):
             absent = missing if folder is None else "not in the installed sevenn"
             reason = "in the vendor's package" if there else absent
             what = f"{file} (sha256 {digest[:12]})"
-            infos.append(ModelInfo(cls.name, name, there, reason, what, heads))
+            # They are part of the package, and under its licence.
+            infos.append(ModelInfo(cls.name, name, there, reason, what, heads, "MIT"))
         for name in _DOWNLOADED:
             reason = missing if folder is None else "downloaded by the vendor when used"
             what = "fetched by sevenn; needs --trust-checkpoint once"
