@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.progress import track
 
-from pathtune import acceleration, files, metrics, report, robustness, structures
+from pathtune import (
+    acceleration,
+    files,
+    metrics,
+    modelcard,
+    report,
+    robustness,
+    structures,
+)
 from pathtune import delta as deltas
 from pathtune.backends.base import Backend, require_elements
 from pathtune.config import RunConfig, read_yaml, validate
@@ -177,6 +185,14 @@ def _finetune(config: RunConfig, folder: Path, console: Console) -> dict[str, An
         alive = {t.weight.name: t.indices for t in plan.delta.targets}
         explained = explain(backend, saved, alive=alive, name=folder.name)
         explained.write(folder / EXPLANATION)
+        machine = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        card = modelcard.render(
+            saved,
+            name=folder.name,
+            results=results,
+            command=machine.get("command"),
+        )
+        files.write_text(folder / modelcard.CARD, card)
         files.write_json(folder / METRICS, results)
         report.write([folder])
     if outcome.steps and outcome.best_step == 0:

@@ -24,6 +24,7 @@ from tests.e2e.conftest import message_of, run_process, tree
 pytestmark = pytest.mark.sevennet
 
 FILES = {
+    "README.md",
     "checkpoints",
     "checkpoints/last.pt",
     "config.yaml",
