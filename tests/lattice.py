@@ -71,37 +71,25 @@ class LatticeBackend(Backend):
     def features(
         self, batch: LatticeGraph, weights: Any, *, training: bool = False
     ) -> Features:
-        positions = batch.positions.clone().requires_grad_()
-        strain = torch.zeros(len(batch.volumes), 3, 3, dtype=self.dtype)
-        strain.requires_grad_()
         i, j = batch.pairs
+        vectors = batch.positions[j] - batch.positions[i] + batch.shifts
+        vectors.requires_grad_()
         with torch.enable_grad():
-            vectors = positions[j] - positions[i] + batch.shifts
-            symmetric = (strain + strain.transpose(1, 2)) / 2
-            vectors = vectors + torch.einsum(
-                "eab,eb->ea", symmetric[batch.structure[i]], vectors
-            )
             x = (vectors.norm(dim=1) / self.r_max).unsqueeze(1)
             radial = (1 - x**2) ** 3 * torch.cat([1 + 0 * x, x, x**2], 1)
-            around = radial.new_zeros(len(positions), 3).index_add(0, i, radial)
+            around = radial.new_zeros(len(batch.species), 3).index_add(0, i, radial)
             species = torch.nn.functional.one_hot(batch.species, 2).to(self.dtype)
             scalars = torch.cat([species, around], 1)
             energy = torch.zeros(len(batch.volumes), dtype=self.dtype)
             energy = energy.index_add(0, batch.structure, 0 * around.sum(1))
-        volumes = batch.volumes
-
-        def forces_and_stress(slopes: Any) -> tuple[Tensor, Tensor]:
-            stress = (slopes[1] / volumes.view(-1, 1, 1)).flatten(1)
-            return -slopes[0], stress[:, [0, 4, 8, 5, 2, 1]]
-
         return Features(
             energy=energy,
             scalars=scalars,
             pairs=batch.pairs,
             vectors=vectors,
             structure=batch.structure,
-            leaves=(positions, strain),
-            forces_and_stress=forces_and_stress,
+            volumes=batch.volumes,
+            leaf=vectors,
         )
 
     def predict(self, batch, weights, properties, *, training=False):

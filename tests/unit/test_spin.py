@@ -456,7 +456,7 @@ def learned():
     parameters = list(backend.layer.requires_grad_(True).parameters())
     optimizer = torch.optim.LBFGS(
         parameters,
-        max_iter=400,
+        max_iter=500,
         history_size=100,
         tolerance_change=0,
         line_search_fn="strong_wolfe",

@@ -9,7 +9,7 @@ import pickle
 import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -124,11 +124,11 @@ class Features:
         (n_edges, 3) from i to j (Å).
     structure
         (n_atoms_total,) the structure of each atom.
-    leaves
-        What energies are differentiated by for forces and stress.
-    forces_and_stress
-        Derivatives of an energy by the leaves -> forces (n_atoms_total, 3) eV/Å and
-        stress (n_structures, 6) eV/Å^3, in the conventions of `Backend.predict`.
+    volumes
+        (n_structures,) of the cells (Å^3); anything where there is none.
+    leaf
+        (n_edges, 3) what energies are differentiated by: their slopes by it are those
+        by `vectors` (eV/Å).
     """
 
     energy: Tensor
@@ -136,8 +136,61 @@ class Features:
     pairs: Tensor
     vectors: Tensor
     structure: Tensor
-    leaves: tuple[Tensor, ...]
-    forces_and_stress: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
+    volumes: Tensor
+    leaf: Tensor
+
+    def forces_and_stress(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return forces and stress, in the conventions of `Backend.predict`.
+
+        Parameters
+        ----------
+        slopes
+            (n_edges, 3) of an energy by `leaf` (eV/Å).
+        """
+        i, j = self.pairs
+        zeros = slopes.new_zeros(len(self.structure), 3)
+        forces = zeros.index_add(0, i, slopes).index_add(0, j, -slopes)
+        virials = self.vectors.unsqueeze(2) * slopes.unsqueeze(1)
+        # Spins that are coupled to the lattice exert torques on it.
+        symmetric = (virials + virials.transpose(1, 2)).flatten(1) / 2
+        total = slopes.new_zeros(len(self.volumes), 9)
+        total = total.index_add(0, self.structure[i], symmetric)
+        stress = total / self.volumes.clamp(min=1e-3).unsqueeze(1)
+        return forces, stress[:, [0, 4, 8, 5, 2, 1]]
+
+
+def run_in_turn(
+    model: nn.Module, weights: Mapping[str, Tensor], data: Any
+) -> Iterator[tuple[str, Any, Any]]:
+    """Run the blocks of a sequential model with some parameters replaced.
+
+    Parameters
+    ----------
+    model
+        Its children are run one after the other.
+    weights
+        Parameter name -> tensor.
+    data
+        Input of the first block.
+
+    Yields
+    ------
+    tuple
+        Name and module of each block, and its output.
+    """
+    by_block: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        block, _, rest = name.partition(".")
+        by_block.setdefault(block, {})[rest] = weight
+    for name, module in model.named_children():
+        data = torch.func.functional_call(module, by_block.get(name, {}), (data,))
+        yield name, module, data
+
+
+def invariant(features: Tensor, irreps: Any) -> Tensor:
+    """Return the columns of features of e3nn irreps that are scalars (0e)."""
+    slices = zip(irreps, irreps.slices(), strict=True)
+    return torch.cat([features[:, s] for (_, ir), s in slices if str(ir) == "0e"], 1)
 
 
 class Backend(ABC):

@@ -23,8 +23,10 @@ from torch import Tensor
 from pathtune import files, layers, trust
 from pathtune.backends.base import Backend as Contract
 from pathtune.backends.base import (
+    Features,
     ModelInfo,
     instruction_paths,
+    invariant,
     pick_head,
     reading,
     undisturbed,
@@ -347,6 +349,34 @@ class Backend(Contract):
         if not training:
             predicted = {name: value.detach() for name, value in predicted.items()}
         return predicted
+
+    def features(
+        self, batch: Any, weights: Mapping[str, Tensor], *, training: bool = False
+    ) -> Features:
+        """Return energies and the scalars of every product; see the contract."""
+        data = batch.to_dict()
+        i, j = data["edge_index"]
+        positions = data["positions"].detach()
+        # Vectors are sums of positions and shifts; their slopes are those by a shift.
+        leaf = data["shifts"].detach().requires_grad_()
+        data |= {"positions": positions, "shifts": leaf}
+        options = {"training": training, "compute_force": False}
+        with torch.enable_grad(), torch.jit.optimized_execution(False):
+            vectors = positions[j] - positions[i] + leaf
+            model: Any = self.training_model if training else self.model
+            out = torch.func.functional_call(model, dict(weights), (data,), options)
+            irreps = [product.linear.irreps_out for product in self.model.products]
+            layers = out["node_feats"].split([ir.dim for ir in irreps], dim=1)
+            scalars = [invariant(x, ir) for x, ir in zip(layers, irreps, strict=True)]
+        return Features(
+            energy=out["energy"],
+            scalars=torch.cat(scalars, dim=1),
+            pairs=data["edge_index"],
+            vectors=vectors,
+            structure=data["batch"],
+            volumes=torch.linalg.det(data["cell"].view(-1, 3, 3)).abs(),
+            leaf=leaf,
+        )
 
     def rewritten(self) -> Any:
         """Return the model with layers rewritten for training; see the contract."""

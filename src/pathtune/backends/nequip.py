@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from pathtune import files, layers, trust
 from pathtune.backends.base import Backend as Contract
 from pathtune.backends.base import (
+    Features,
     ModelInfo,
     instruction_paths,
+    invariant,
     pick_head,
     reading,
+    run_in_turn,
     undisturbed,
 )
 from pathtune.errors import PathtuneError, UsageError
@@ -368,6 +371,44 @@ class Backend(Contract):
         if not training:
             predicted = {name: value.detach() for name, value in predicted.items()}
         return predicted
+
+    def features(
+        self, batch: Any, weights: Mapping[str, Tensor], *, training: bool = False
+    ) -> Features:
+        """Return energies and the scalars of every layer; see the contract.
+
+        In this model's precision, except for energies, which are in float64.
+        """
+        from nequip.nn.utils import with_edge_vectors_
+
+        model: Any = self.training_model if training else self.model
+        model.train(training)
+        data = with_edge_vectors_({**batch}, with_lengths=False)
+        leaf = data["edge_vectors"].detach().requires_grad_()
+        data["edge_vectors"] = leaf
+        # The energy's model, inside the one that differentiates it.
+        prefix = "model.func."
+        energy_model = model.get_submodule(prefix[:-1])
+        inner = {n.removeprefix(prefix): w for n, w in weights.items()}
+        scalars = []
+        with torch.enable_grad():
+            for name, block, out in run_in_turn(energy_model, inner, data):
+                if re.fullmatch(r"layer\d+_convnet", name):
+                    features, irreps = out["node_features"], block.irreps_out
+                    scalars.append(invariant(features, irreps["node_features"]))
+            vectors = leaf.to(self.dtype)
+        structure = data.get("batch", torch.zeros(len(data["pos"]), dtype=torch.long))
+        energy = out["total_energy"].squeeze(-1)
+        cell = data.get("cell", torch.zeros(len(energy), 3, 3))
+        return Features(
+            energy=energy,
+            scalars=torch.cat(scalars, dim=1).to(self.dtype),
+            pairs=data["edge_index"],
+            vectors=vectors,
+            structure=structure.to(self.device),
+            volumes=torch.linalg.det(cell.view(-1, 3, 3)).abs().to(leaf),
+            leaf=leaf,
+        )
 
     def rewritten(self) -> nn.Module:
         """Return the model with layers rewritten for training; see the contract."""

@@ -21,8 +21,10 @@ from pathtune.backends.base import (
     Features,
     ModelInfo,
     instruction_paths,
+    invariant,
     pick_head,
     reading,
+    run_in_turn,
     undisturbed,
 )
 from pathtune.errors import PathtuneError, UsageError
@@ -305,46 +307,23 @@ class Backend(Contract):
         data = batch.clone()
         model: Any = self.training_model if training else self.model
         model.train(training)
-        by_module: dict[str, dict[str, Tensor]] = {}
-        for name, weight in weights.items():
-            block, _, rest = name.partition(".")
-            by_module.setdefault(block, {})[rest] = weight
         scalars = []
         with torch.enable_grad():
             data = model._preprocess(data)
-            for name, module in model.named_children():
-                if name == "force_output":
-                    break
-                new = by_module.get(name, {})
-                data = torch.func.functional_call(module, new, (data,))
+            vectors = data["edge_vec"]
+            for name, block, out in run_in_turn(model, weights, data):
                 if name.endswith("equivariant_gate"):
-                    n_scalars = module.gate.irreps_out.count("0e")
-                    scalars.append(data["x"][:, :n_scalars])
-        vectors, pairs, volume = (
-            data["edge_vec"],
-            data["edge_index"],
-            data["cell_volume"],
-        )
-        structure, n_atoms = data["batch"], len(data["batch"])
-
-        def forces_and_stress(slopes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            (slope,) = slopes
-            zeros = slope.new_zeros(n_atoms, 3)
-            forces = zeros.index_add(0, pairs[0], slope).index_add(0, pairs[1], -slope)
-            virials = (vectors.unsqueeze(2) * slope.unsqueeze(1)).flatten(1)
-            total = slope.new_zeros(len(volume), 9)
-            total = total.index_add(0, structure[pairs[0]], virials)
-            stress = total / volume.clamp(min=1e-3).unsqueeze(1)
-            return forces, stress[:, [0, 4, 8, 5, 2, 1]]
-
+                    scalars.append(invariant(out["x"], block.gate.irreps_out))
+                if name == "reduce_total_enegy":
+                    break
         return Features(
-            energy=data["inferred_total_energy"],
+            energy=out["inferred_total_energy"],
             scalars=torch.cat(scalars, dim=1),
-            pairs=pairs,
+            pairs=out["edge_index"],
             vectors=vectors,
-            structure=structure,
-            leaves=(vectors,),
-            forces_and_stress=forces_and_stress,
+            structure=out["batch"],
+            volumes=out["cell_volume"],
+            leaf=vectors,
         )
 
     def rewritten(self) -> Any:

@@ -162,9 +162,9 @@ class SpinBackend(Backend):
             added = torch.func.functional_call(self.layer, layer, (features, spins))
             energy = features.energy + added.energy
             has_forces = not {"forces", "stress"}.isdisjoint(properties)
-            inputs = (*(features.leaves if has_forces else ()),)
+            inputs = [features.leaf] if has_forces else []
             if "magforces" in properties:
-                inputs = (*inputs, spins)
+                inputs.append(spins)
             slopes = (
                 torch.autograd.grad(
                     energy.sum(),
@@ -178,8 +178,7 @@ class SpinBackend(Backend):
             )
             predicted: dict[Property, Tensor] = {"energy": energy}
             if has_forces:
-                n_leaves = len(features.leaves)
-                forces, stress = features.forces_and_stress(slopes[:n_leaves])
+                forces, stress = features.forces_and_stress(slopes[0])
                 predicted |= {"forces": forces, "stress": stress}
             predicted["magmoms"] = added.moments
             if "magforces" in properties:

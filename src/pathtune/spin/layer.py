@@ -151,7 +151,8 @@ class SpinLayer(nn.Module):
         nodes = self._nodes(features)
         if self.config.spins == "none":
             magnitudes = softplus(self.magnitude(nodes)).squeeze(-1)
-            return SpinOutput(torch.zeros_like(features.energy), magnitudes)
+            zero = magnitudes.new_zeros(len(features.energy))
+            return SpinOutput(zero, magnitudes)
         if self.config.spins == "directions":
             spins = spins * torch.rsqrt((spins**2).sum(1, True) + SHORTEST**2)
         pairs = self._pairs(features, nodes)
@@ -162,7 +163,7 @@ class SpinLayer(nn.Module):
             along = (pairs.units * moments[pairs.i]).sum(1)
             anisotropy = COUPLING * self.mixing(pairs.directed)[:, 2] * pairs.cutoff
             energies = energies + anisotropy * (along**2 - square[pairs.i] / 3)
-        energy = torch.zeros_like(features.energy)
+        energy = spins.new_zeros(len(features.energy))
         energy = energy.index_add(0, features.structure[pairs.i], energies)
         if self.config.longitudinal:
             x = (square / SQUARE).unsqueeze(1)
