@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,6 +46,56 @@ def mlearn(data: Path, element: str, n_train: int | None = None) -> Parts:
     }
 
 
+def nio_spin(data: Path) -> Parts:
+    """Return 100 training, 20 validation, 31 test frames of NiO in one cell.
+
+    Two classes of frames that are spin rotations of one another go to the training; the
+    others are dealt out in the order of the SHA-256 of their index.
+    """
+    frames = ase.io.read(data / "nio_noncollinear" / "deepmd_examples_151.xyz", ":")
+    rotations = {3, 13, 69, 84, 101, 107, 112, 113, 114, 116, 120, 130, 140, 142}
+    rotations |= {148, 150}
+    rest = sorted(
+        (i for i in range(len(frames)) if i not in rotations),
+        key=lambda i: hashlib.sha256(str(i).encode()).hexdigest(),
+    )
+    rows = {
+        "train": [*rotations, *rest[:84]],
+        "valid": rest[84:104],
+        "test": rest[104:],
+    }
+    return {part: [frames[i] for i in sorted(rows[part])] for part in rows}
+
+
+def fe_spin(data: Path) -> Parts:
+    """Return 400 training, 100 validation, 100 test frames of magnetic iron."""
+    train = ase.io.read(data / "fe_spin_fitsnap" / "train.xyz", ":")
+    test = ase.io.read(data / "fe_spin_fitsnap" / "test.xyz", ":")
+    return {"train": train[:400], "valid": train[400:], "test": test}
+
+
+def coco3(data: Path, held_out: int) -> Parts:
+    """Return CoCO3 split by magnetic ordering, 0 to 5: one tests, the next validates.
+
+    Moments are known at the end of each relaxation only; its other steps start from
+    them. Every frame names its ordering in ``ordering``.
+    """
+    path = data / "mp_magnetic_small" / "coco3_orderings.xyz"
+    frames = ase.io.read(path, ":")
+    by_ordering: dict[int, list[Atoms]] = {}
+    for atoms in frames:
+        atoms.info["ordering"] = int(atoms.info["label"].split()[1])
+        by_ordering.setdefault(atoms.info["ordering"], []).append(atoms)
+    for members in by_ordering.values():
+        final = next(a.arrays["REF_magmoms"] for a in members if a.has("REF_magmoms"))
+        for atoms in members:
+            atoms.set_initial_magnetic_moments(atoms.arrays.get("REF_magmoms", final))
+    parts = {"test": held_out, "valid": (held_out + 1) % len(by_ordering)}
+    known = [a for a in frames if a.info["ordering"] not in parts.values()]
+    chosen = {part: by_ordering[ordering] for part, ordering in parts.items()}
+    return {"train": known, **chosen}
+
+
 def crystals(data: Path, n_atoms: int, percent: int = 100) -> Parts:
     """Return 40 rattled cells of copper, the only protocol that reads no file.
 
@@ -66,6 +117,9 @@ def crystals(data: Path, n_atoms: int, percent: int = 100) -> Parts:
 PROTOCOLS: dict[str, Callable[..., Parts]] = {
     "rmd17-50": rmd17_50,
     "mlearn": mlearn,
+    "nio-spin": nio_spin,
+    "fe-spin": fe_spin,
+    "coco3": coco3,
     "crystals": crystals,
 }
 
