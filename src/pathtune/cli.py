@@ -740,6 +740,61 @@ def explain(
         print(f"tables: {folder}")
 
 
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(help="Run folder or delta file.")],
+    target: Annotated[str, typer.Argument(help="Folder, or hf://owner/name.")],
+    overwrite: Overwrite = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Share a delta with its model card, in a folder or on the Hugging Face hub."""
+    from pathtune import hub
+
+    result = hub.push(source, target, overwrite=overwrite, private=private)
+    if json_output:
+        _print_json(result)
+    else:
+        print(f"{result['target']}: {', '.join(result['files'])}")
+
+
+@app.command()
+def pull(
+    source: Annotated[str, typer.Argument(help="Folder, or hf://owner/name.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Your copy of the base.")
+    ] = None,
+    overwrite: Overwrite = False,
+    trust_checkpoint: Trust = False,
+    json_output: Json = False,
+) -> None:
+    """Fetch a shared delta; check that it is whole and fits the base."""
+    from pathtune import hub
+
+    result = hub.pull(
+        source,
+        output,
+        model=model,
+        overwrite=overwrite,
+        trust_checkpoint=trust_checkpoint,
+    )
+    if json_output:
+        _print_json(result)
+        return
+    print(f"{result['delta']}: for {result['model']}")
+    if not result["base_checked"]:
+        print(
+            "warning: not compared with the base, which is not here under that name; "
+            "give it with --model",
+            file=sys.stderr,
+        )
+
+
 @delta_app.command("add")
 def delta_add(
     first: Path, second: Path, output: Output, overwrite: Overwrite = False
