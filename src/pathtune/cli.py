@@ -450,7 +450,7 @@ def report(
     if output is not None and output.exists() and not overwrite:
         raise UsageError(f"{output} exists; add --overwrite to replace it")
     written = reporting.write(runs, output)
-    drawn = reporting.figures(runs, figures, format_) if figures else []
+    drawn = reporting.write_figures(runs, figures, format_) if figures else []
     verdicts = [reporting.judge(reporting.Run(run)) for run in runs]
     if json_output:
         judged = zip(runs, verdicts, strict=True)

@@ -16,7 +16,7 @@ from pathtune.report.drawing import FORMATS, save, style
 from pathtune.report.run import Run
 from pathtune.report.verdict import Verdict, judge
 
-__all__ = ["REPORT", "Run", "Verdict", "figures", "judge", "write"]
+__all__ = ["REPORT", "Run", "Verdict", "judge", "write", "write_figures"]
 
 REPORT = "report.html"
 
@@ -52,7 +52,9 @@ def write(folders: Sequence[Path], output: Path | None = None) -> Path:
     return Path(output)
 
 
-def figures(folders: Sequence[Path], target: Path, kind: str = "png") -> list[Path]:
+def write_figures(
+    folders: Sequence[Path], target: Path, kind: str = "png"
+) -> list[Path]:
     """Write the figures of one run, or of the comparison of several, as files.
 
     Parameters

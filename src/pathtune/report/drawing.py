@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,9 +179,9 @@ def inline_svg(drawing: Drawing, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#|url\(#', lambda match: f"{match.group()}{name}-", svg)
-    svg = re.sub(r"font: (?:\d+ )?([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r" ?font-family: [^;\"]*;", "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = _prefixed(svg, name)
     for colour, (light, _) in PALETTE.items():
         svg = svg.replace(light, f"var(--{colour})")
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -189,9 +190,38 @@ def inline_svg(drawing: Drawing, name: str) -> str:
     # What the script moves to the value it reads out.
     ring = '<circle class="reading" r="5" visibility="hidden"/>'
     svg = svg[: svg.rindex("</svg>")] + f"{ring}</svg>"
+    svg = _with_classes(svg, name)
     # Matplotlib writes six decimals of a 72nd of an inch.
     svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _prefixed(svg: str, name: str) -> str:
+    """Begin identifiers with a name; drop those that nothing refers to."""
+    wanted = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+
+    def renamed(match: re.Match[str]) -> str:
+        identifier = match.group(1)
+        is_series = "." in identifier and not identifier.startswith("matplotlib")
+        return f' id="{name}-{identifier}"' if identifier in wanted or is_series else ""
+
+    svg = re.sub(r' id="([^"]*)"', renamed, svg)
+    return re.sub(r'href="#|url\(#', lambda match: f"{match.group()}{name}-", svg)
+
+
+def _with_classes(svg: str, name: str) -> str:
+    """Write styles that occur often once, as classes of a style sheet."""
+    counts = Counter(re.findall(r' style="([^"]*)"', svg))
+    often = [style for style, n in counts.items() if n > 2 and style]
+    names = {style: f"{name}-{index}" for index, style in enumerate(often)}
+
+    def short(match: re.Match[str]) -> str:
+        known = names.get(match.group(1))
+        return f' class="{known}"' if known else match.group()
+
+    sheet = "".join(f".{known} {{ {style} }}\n" for style, known in names.items())
+    svg = re.sub(r' style="([^"]*)"', short, svg)
+    return re.sub(r"(<svg[^>]*>)", rf"\1\n<style>{sheet}</style>", svg, count=1)
 
 
 def readings(drawing: Drawing) -> list[tuple[float, float, str]]:

@@ -198,6 +198,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "count": "{:,}".format}
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     folder = resources.files("pathtune.report") / "templates"
     environment.globals |= {
         "palette": PALETTE,

@@ -134,8 +134,8 @@ def _fill(
         marker="o",
         ms=3.2,
         mfc=to_rgba(colour, 0.55),
-        mec=INK if found else "none",
-        mew=0.5,
+        mec=INK if found else colour,
+        mew=0.5 if found else 0,
     )
     texts = [
         f"{where(run, int(values.frame[i]), int(values.atom[i]))}: reference "

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
+MOST_RECORDS = 80
 EXPLANATION = "explain/explain.json"
 
 
@@ -193,6 +194,17 @@ class Run:
     def history(self) -> Sequence[Record]:
         """The records of ``metrics.jsonl``."""
         return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def curve(self) -> Sequence[Record]:
+        """The history for drawing: about `MOST_RECORDS` records, and the kept one."""
+        every = -(-len(self.history) // MOST_RECORDS) or 1
+        best, last = self.results["best_step"], len(self.history) - 1
+        return [
+            r
+            for i, r in enumerate(self.history)
+            if i % every == 0 or i == last or r["step"] == best
+        ]
 
     @functools.cached_property
     def environment(self) -> Record:

@@ -60,7 +60,9 @@ def judge(run: Run) -> Verdict:
     accuracy, _, memory, safety = answers
     where = "structures like the training data"
     level: Level
-    if accuracy.level == "bad":
+    if accuracy.level == "unknown":
+        level, sentence = "caution", "No label says whether it is better."
+    elif accuracy.level == "bad":
         level, sentence = "bad", "No better than the foundation model: do not use it."
     elif safety.level == "bad":
         level = "bad"

@@ -21,7 +21,7 @@ def draw(runs: Sequence[Run]) -> Drawing | None:
     common = [
         name
         for name in PROPERTIES[:2]
-        if all(len(r.history) > 1 and name in r.properties for r in runs)
+        if all(len(r.curve) > 1 and name in r.properties for r in runs)
     ]
     if not common:
         return None
@@ -31,8 +31,8 @@ def draw(runs: Sequence[Run]) -> Drawing | None:
         quantity = QUANTITIES[name]
         for index, run in enumerate(runs):
             colour, style = LOOKS[index % len(LOOKS)]
-            x = [r["step"] for r in run.history]
-            y = [mae(r["valid"], name) for r in run.history]
+            x = [r["step"] for r in run.curve]
+            y = [mae(r["valid"], name) for r in run.curve]
             axis.plot(x, y, color=colour, ls=style, label=run.name)
             texts = [
                 f"{run.name}, step {s}: {v:.4g} {quantity.unit}"

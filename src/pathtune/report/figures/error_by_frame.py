@@ -8,6 +8,7 @@ from pathtune.report.run import QUANTITIES, Run
 
 SECTION = "errors"
 MARKED = 3
+MOST = 1000
 
 
 def draw(run: Run) -> Drawing | None:
@@ -18,9 +19,18 @@ def draw(run: Run) -> Drawing | None:
     name, errors = found
     unit = QUANTITIES[name].unit
     figure, (axes,) = canvas(height=2.4)
+    caption = (
+        f"{QUANTITIES[name].title} of each {run.judged} frame, fine-tuned model; the "
+        f"{min(MARKED, len(errors))} largest are marked with their index."
+    )
+    worst = sorted(errors, key=lambda i: -errors[i])
+    if len(errors) > MOST:
+        shown = {*worst[: MOST // 10], *list(errors)[:: -(-len(errors) // MOST)]}
+        errors = {i: error for i, error in errors.items() if i in shown}
+        caption += f" Thinned out: {len(errors)} of {len(worst)}, the worst among them."
     x, y = list(errors), list(errors.values())
     axes.plot(x, y, ls="none", marker="o", ms=3, color=BLUE, alpha=0.7)
-    for index in sorted(errors, key=lambda i: -errors[i])[:MARKED]:
+    for index in worst[:MARKED]:
         axes.plot(index, errors[index], "o", ms=4, color=ORANGE)
         axes.annotate(
             f" {index}", (index, errors[index]), va="center", ha="left", fontsize=8
@@ -32,8 +42,4 @@ def draw(run: Run) -> Drawing | None:
         f"{error:.3g} {unit}"
         for i, error in errors.items()
     ]
-    caption = (
-        f"{QUANTITIES[name].title} of each {run.judged} frame, fine-tuned model; the "
-        f"{min(MARKED, len(x))} largest are marked with their index."
-    )
     return Drawing("Error by frame", caption, figure, [Points(axes, x, y, texts)])

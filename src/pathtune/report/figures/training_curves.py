@@ -20,9 +20,9 @@ SECTION = "training"
 
 def draw(run: Run) -> Drawing | None:
     """Draw errors, loss and the share of updated parameters against the step."""
-    if len(run.history) < 2:
+    if len(run.curve) < 2:
         return None
-    steps = [r["step"] for r in run.history]
+    steps = [r["step"] for r in run.curve]
     figure, axes = canvas(2, 2, height=4.4)
     points = []
 
@@ -36,11 +36,11 @@ def draw(run: Run) -> Drawing | None:
         texts = [f"step {s}, {label}: {v:.4g}{unit}" for s, v in zip(x, y, strict=True)]
         points.append(Points(axes[place], x, y, texts))
 
-    names = [n for n in run.properties if mae(run.history[0]["valid"], n) > 0]
+    names = [n for n in run.properties if mae(run.curve[0]["valid"], n) > 0]
     # Energy and forces where there are both.
     for place, name in enumerate(names[:2]):
         unit = QUANTITIES[name].unit
-        errors = [mae(r["valid"], name) for r in run.history]
+        errors = [mae(r["valid"], name) for r in run.curve]
         line(place, errors, "validation", f" {unit}", BLUE)
         base = mae(run.before, name)
         text = f"foundation model, {run.judged}: {base:.3g}"
@@ -49,14 +49,12 @@ def draw(run: Run) -> Drawing | None:
         axes[place].legend()
     for axis in axes[len(names[:2]) : 2]:
         axis.remove()
-    losses = [
-        np.nan if r["train_loss"] is None else r["train_loss"] for r in run.history
-    ]
+    losses = [np.nan if r["train_loss"] is None else r["train_loss"] for r in run.curve]
     line(2, losses, "training", "", MUTED)
-    line(2, [r["valid_loss"] for r in run.history], "validation", "", BLUE)
+    line(2, [r["valid_loss"] for r in run.curve], "validation", "", BLUE)
     axes[2].set(title="Loss", xlabel="step")
     axes[2].legend()
-    percent = [100 * (1 - r["sparsity"]["total_sparsity"]) for r in run.history]
+    percent = [100 * (1 - r["sparsity"]["total_sparsity"]) for r in run.curve]
     line(3, percent, "updated", " %", BLUE)
     axes[3].set(title="Updated parameters", ylabel="% of the model", xlabel="step")
     axes[3].set_ylim(0)

@@ -12,16 +12,16 @@ SECTION = "training"
 
 def draw(run: Run) -> Drawing | None:
     """Draw each parameter's threshold (where the method has one) and updated share."""
-    if len(run.history) < 2:
+    if len(run.curve) < 2:
         return None
-    names = list(run.history[0]["layers"])
-    has_threshold = any("threshold" in x for x in run.history[0]["layers"].values())
+    names = list(run.curve[0]["layers"])
+    has_threshold = any("threshold" in x for x in run.curve[0]["layers"].values())
     figure, axes = canvas(1, 1 + has_threshold, height=3.2)
-    steps = [r["step"] for r in run.history]
+    steps = [r["step"] for r in run.curve]
     series, points = {}, []
     for index, name in enumerate(names):
         series[f"layer-{index}"] = name
-        layers = [r["layers"].get(name, {}) for r in run.history]
+        layers = [r["layers"].get(name, {}) for r in run.curve]
         shares = [100 * x.get("updated", 0) / max(1, x.get("alive", 1)) for x in layers]
         curves = [(axes[0], shares, "{:.3g} % updated")]
         if has_threshold:
