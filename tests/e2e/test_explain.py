@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import ase.io
-import numpy as np
 import pytest
+import yaml
 
 from pathtune import api
 from pathtune.deltafile import DeltaFile
@@ -219,9 +219,36 @@ def test_the_element_axis_of_a_change_is_the_models(finished):
     name = "onehot_to_feature_x.linear.weight"
     if name not in delta.changes:
         pytest.skip("this run did not change the embedding")
+    elements = delta.metadata["tensors"][name]["elements"]
     dense = delta.changes[name].dense().numpy().reshape(4, -1)
-    counts = dict(zip(("H", "C", "O", "Cu"), (dense != 0).sum(axis=1), strict=True))
+    counts = dict(zip(elements, (dense != 0).sum(axis=1), strict=True))
     rows = written(finished.folder)["tables"]["cell"]
     found = {r["element"]: r["updated"] for r in rows if r["layer"] == "embedding"}
-    assert found == {e: n for e, n in counts.items() if e != "Cu"}
-    assert not np.any(dense[3])
+    assert counts.pop("Cu") == 0
+    assert found == counts
+
+
+def test_a_run_is_shared_and_fetched(cli, finished, trusted_tiny, tmp_path):
+    card = (finished.folder / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["base_model"] == "tiny.pth"
+    assert "pathtune finetune" in card
+    assert "on the test frames (2 structures)" in card
+    shared, mine = tmp_path / "shared", tmp_path / "mine"
+    assert cli("push", finished.folder, shared).code == 0
+    assert (shared / "README.md").read_text(encoding="utf-8") == card
+    fetch = ["pull", shared, "--output", mine, "--model", trusted_tiny, "--json"]
+    outcome = cli(*fetch)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["base_checked"]
+    fetched = mine / "delta.safetensors"
+    assert fetched.read_bytes() == finished.delta.read_bytes()
+    again = cli(*fetch)
+    assert (again.code, "not empty" in again.error) == (2, True)
+    # Without the base at hand a delta is fetched with a warning.
+    outcome = cli("pull", shared, "--output", tmp_path / "blind")
+    assert (outcome.code, "--model" in outcome.err) == (0, True)
+    # Another base is refused, and nothing is left.
+    other = cli("pull", shared, "--output", tmp_path / "other", "--model", "7net-0")
+    assert (other.code, "differs from it" in other.error) == (1, True)
+    assert not (tmp_path / "other").exists()
