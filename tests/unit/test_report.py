@@ -101,7 +101,22 @@ def test_a_loss_beside_a_gain_is_a_reservation(tmp_path):
     (folder / "metrics.json").write_text(json.dumps(results))
     judged = report.judge(Run(folder))
     assert judged.level == "caution"
-    assert judged.sentence == "Partly better. Forces and Stress yes, Energy no."
+    assert judged.sentence == "Better in part: Forces and Stress yes, Energy no."
+
+
+def test_a_group_that_got_worse_is_named(tmp_path):
+    frames = run_folders.labelled(30, config_types=[*9 * ["bulk"], "surface"])
+    folder = run_folders.make(tmp_path / "run", frames=frames)
+    predicted = run_folders.predictions(frames, 0.1, 2)
+    for s, prediction in zip(frames, predicted, strict=True):
+        if s.config_type == "surface":
+            prediction["forces"] += 2.0
+    path = folder / "predictions" / "test.xyz"
+    structures.write_predictions(path, frames, predicted)
+    judged = report.judge(Run(folder))
+    assert judged.sentence == "Better in part: not for surface."
+    assert judged.level == "caution"
+    assert any("surface (Forces" in r for r in judged.answers[0].reasons)
 
 
 def test_a_small_gain_is_none(tmp_path):
@@ -323,7 +338,7 @@ def test_large_data_are_thinned_out_and_keep_their_outliers(tmp_path):
     frames = run_folders.labelled(150, repeat=4)
     predicted = run_folders.predictions(frames, 0.1, 2)
     predicted[123]["forces"][5, 1] += 30.0
-    folder = run_folders.make(tmp_path / "run", frames=frames, evaluations=1000)
+    folder = run_folders.make(tmp_path / "run", frames=frames, evaluations=300)
     path = folder / "predictions" / "test.xyz"
     structures.write_predictions(path, frames, predicted)
     assert len(Run(folder).values("forces")) == 150 * 32 * 3

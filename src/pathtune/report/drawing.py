@@ -107,6 +107,10 @@ class Drawing:
     series: Mapping[str, str] = field(default_factory=dict)
 
 
+# Matplotlib writes coordinates to the millionth of a 72nd of an inch.
+_LONG = re.compile(r"(\d+\.\d{2})\d+")
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the style of the report; everything else is as before afterwards."""
@@ -128,11 +132,13 @@ def canvas(
 
 
 def logarithmic(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers at 1, 2 and 5."""
+    """Make the vertical axis logarithmic, with plain numbers; after plotting."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -191,8 +197,7 @@ def inline_svg(drawing: Drawing, name: str) -> str:
     ring = '<circle class="reading" r="5" visibility="hidden"/>'
     svg = svg[: svg.rindex("</svg>")] + f"{ring}</svg>"
     svg = _with_classes(svg, name)
-    # Matplotlib writes six decimals of a 72nd of an inch.
-    svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(r"\1", tag.group()), svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 

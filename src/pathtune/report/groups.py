@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pathtune.properties import Property
+from pathtune.properties import BY_ATOM, Property
 from pathtune.report.drawing import BLUE, ORANGE, RULE, Drawing, Points, canvas
-from pathtune.report.run import QUANTITIES
+from pathtune.report.run import QUANTITIES, Run
 
 #: Name of the group -> number of values, MAE before and after.
 Errors = Mapping[str, tuple[int, float, float]]
@@ -32,6 +32,34 @@ def errors(
     return {
         str(name): (int(n), float(a), float(b))
         for name, n, a, b in zip(names, count, *sums, strict=True)
+    }
+
+
+def by_element(run: Run) -> dict[Property, Errors]:
+    """Return the errors of what atoms have by chemical element."""
+    return {
+        name: errors(
+            [
+                run.frames[frame][0].symbols[atom]
+                for frame, atom in zip(values.frame, values.atom, strict=True)
+            ],
+            values.error_before,
+            values.error,
+        )
+        for name in BY_ATOM
+        if len(values := run.values(name))
+    }
+
+
+def by_config_type(run: Run) -> dict[Property, Errors]:
+    """Return the errors of every property by configuration type."""
+    kinds = [run.config_type(i) for i in range(len(run.frames))]
+    return {
+        name: errors(
+            [kinds[i] for i in values.frame], values.error_before, values.error
+        )
+        for name in run.properties
+        if len(values := run.values(name))
     }
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from pathtune.report import groups
 from pathtune.report.run import QUANTITIES, Run, mae
 
 Level = Literal["good", "caution", "bad", "unknown"]
@@ -23,6 +24,9 @@ LITTLE, MUCH = 0.1, 0.3
 LARGEST_DRIFT = 20.0
 #: Frames below which errors are called a rough estimate.
 FEW_FRAMES = 20
+#: Values (force components, energies, ...) from which a group of them is judged.
+FEW_VALUES = 30
+MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def judge(run: Run) -> Verdict:
         level = "bad"
         sentence = "More accurate, but not safe to simulate with."
     elif accuracy.level == "caution":
-        level, sentence = "caution", f"Partly better. {accuracy.answer}"
+        level = "caution"
+        sentence = f"Better {accuracy.answer[0].lower()}{accuracy.answer[1:]}"
     elif memory.level == "bad":
         level = "caution"
         sentence = f"Better, and much was forgotten: use it on {where} only."
@@ -115,7 +120,10 @@ def better(run: Run) -> Answer:
     if not gained:
         level, answer = "bad", "No."
     elif lost:
-        level, answer = "caution", f"{_listing(gained)} yes, {_listing(lost)} no."
+        level, answer = (
+            "caution",
+            f"In part: {_listing(gained)} yes, {_listing(lost)} no.",
+        )
     elif len(gained) < len(found):
         same = [title for title in found if title not in gained]
         answer = f"Yes; {_listing(same)} about the same."
@@ -125,6 +133,13 @@ def better(run: Run) -> Answer:
         f"times that of the foundation model with re-estimated reference energies; "
         f"worse, more than {WORSE:g} times."
     ]
+    if worse := losers(run):
+        more = ", ..." if len(worse) > MOST_NAMED else ""
+        named = "; ".join([*worse.values()][:MOST_NAMED]) + more
+        reasons.append(f"Worse than the foundation model: {named}.")
+        if level == "good":
+            level = "caution"
+            answer = f"In part: not for {_listing([*worse][:MOST_NAMED])}{more}."
     if run.judged == "valid":
         reasons.append(
             "There were no test frames: the validation frames also chose the step that "
@@ -137,6 +152,22 @@ def better(run: Run) -> Answer:
     elif run.results["steps"] and run.results["best_step"] == run.results["steps"]:
         reasons.append("The last step was the best: longer training may help.")
     return Answer(question, answer, level, tuple(reasons))
+
+
+def losers(run: Run) -> dict[str, str]:
+    """Return the elements and configuration types whose errors grew, with the errors.
+
+    Those with fewer than `FEW_VALUES` values are left out.
+    """
+    found: dict[str, list[str]] = {}
+    for by in (groups.by_element(run), groups.by_config_type(run)):
+        for name, column in by.items():
+            quantity = QUANTITIES[name]
+            for group, (n, before, after) in column.items():
+                if len(column) > 1 and n >= FEW_VALUES and after > WORSE * before:
+                    text = f"{before:.3g} → {after:.3g} {quantity.unit}"
+                    found.setdefault(group, []).append(f"{quantity.title} {text}")
+    return {group: f"{group} ({', '.join(texts)})" for group, texts in found.items()}
 
 
 def amount(run: Run) -> Answer:
@@ -210,12 +241,13 @@ def safe(run: Run) -> Answer:
         problems.append(f"holes at short range in {_listing(new[:6])}")
     elif dimers["hole_fraction"]:
         cautions.append("the foundation model's own holes at short range remain")
+    n = dimers["n_pairs"]
     after, before = (
-        100 * (1 - dimers[key]) for key in ("hole_fraction", "base_hole_fraction")
+        round(n * (1 - dimers[key])) for key in ("hole_fraction", "base_hole_fraction")
     )
     reasons.append(
-        f"Two atoms pushed together repel each other in {after:.0f} % of "
-        f"{dimers['n_pairs']} pairs of elements (foundation model: {before:.0f} %)."
+        f"Two atoms of {after} of {n} pairs of elements repel each other when pushed "
+        f"together (foundation model: {before} of {n})."
     )
     if nve is None:
         cautions.append("no frame to start a simulation from")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathtune.properties import BY_ATOM
 from pathtune.report import groups
 from pathtune.report.drawing import Drawing
 from pathtune.report.run import Run
@@ -11,17 +10,9 @@ SECTION = "errors"
 
 
 def draw(run: Run) -> Drawing | None:
-    """Draw the errors of forces, moments and magnetic forces of each element."""
-    columns = {}
-    for name in BY_ATOM:
-        values = run.values(name)
-        if len(values):
-            symbols = [
-                run.frames[frame][0].symbols[atom]
-                for frame, atom in zip(values.frame, values.atom, strict=True)
-            ]
-            columns[name] = groups.errors(symbols, values.error_before, values.error)
-    if not columns:
+    """Draw the errors of what atoms have by element; None where there is only one."""
+    columns = groups.by_element(run)
+    if len({element for column in columns.values() for element in column}) < 2:
         return None
     caption = f"Mean absolute errors of the {run.judged} frames by chemical element."
     return groups.draw("Error by element", caption, columns)

@@ -33,7 +33,12 @@ def draw(run: Run) -> Drawing | None:
     for index in worst[:MARKED]:
         axes.plot(index, errors[index], "o", ms=4, color=ORANGE)
         axes.annotate(
-            f" {index}", (index, errors[index]), va="center", ha="left", fontsize=8
+            str(index),
+            (index, errors[index]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     axes.set(xlabel="frame (index in the file)", ylabel=f"RMSE ({unit})")
     axes.set_ylim(0)

@@ -43,10 +43,9 @@ def draw(run: Run) -> Drawing | None:
         errors = [mae(r["valid"], name) for r in run.curve]
         line(place, errors, "validation", f" {unit}", BLUE)
         base = mae(run.before, name)
-        text = f"foundation model, {run.judged}: {base:.3g}"
-        axes[place].axhline(base, color=ORANGE, ls="--", lw=1.2, zorder=1, label=text)
-        axes[place].set(title=QUANTITIES[name].title, ylabel=f"MAE ({unit})")
-        axes[place].legend()
+        axes[place].axhline(base, color=ORANGE, ls="--", lw=1.2, zorder=1)
+        title = f"{QUANTITIES[name].title} (foundation model: {base:.3g})"
+        axes[place].set(title=title, ylabel=f"MAE ({unit})")
     for axis in axes[len(names[:2]) : 2]:
         axis.remove()
     losses = [np.nan if r["train_loss"] is None else r["train_loss"] for r in run.curve]
@@ -63,7 +62,7 @@ def draw(run: Run) -> Drawing | None:
     for axis in [*axes[: len(names[:2])], *axes[2:]]:
         axis.axvline(run.results["best_step"], color=MUTED, ls=":", lw=1)
     caption = (
-        f"Dotted: step {run.results['best_step']}, the one that was kept. Every point "
-        "is an evaluation of what would be handed out at that step."
+        f"On the validation frames. Dashed: the foundation model on the {run.judged} "
+        f"frames. Dotted: step {run.results['best_step']}, the one that was kept."
     )
     return Drawing("Training", caption, figure, points)

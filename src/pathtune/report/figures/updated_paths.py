@@ -41,7 +41,7 @@ def draw(run: Run) -> Drawing | None:
             x, y = degrees.index(_degree(cell)), layers.index(cell["layer"])
             boxes.append(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94))
             strength = (cell["density"] / densest) ** 0.5
-            colours.append(to_rgba(BLUE, 0.9 * strength))
+            colours.append(to_rgba(BLUE, 0.55 * strength))
             axis.text(
                 x,
                 y,
