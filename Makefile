@@ -2,7 +2,8 @@
 #
 #   make demo   fine-tune SevenNet-0 on the ethylene carbonate example
 #   make test   lint, types, and all tests in three environments: SevenNet, NequIP and
-#               CHGNet; MACE, which cannot share theirs; and none of them
+#               CHGNet; MACE, which cannot share theirs; and none of them; the report
+#               in Chromium, where there is one
 #   make lint   lint and types alone
 #   make clean  remove the environments, caches and the demo's run folder
 
@@ -23,7 +24,7 @@ all: test
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) torch
-	.venv/bin/python $(PIP) -e ".[sevennet,nequip,chgnet,dev]"
+	.venv/bin/python $(PIP) -e ".[sevennet,nequip,chgnet,dev,browser]"
 	touch $@
 
 .venv-mace/installed: pyproject.toml constraints.txt
@@ -44,7 +45,7 @@ all: test
 demo: .venv/installed
 	$(THREADS) .venv/bin/pathtune finetune $(EXAMPLE) --output demo-run --resume
 
-test: lint test-all test-mace test-core
+test: lint test-all test-browser test-mace test-core
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -52,7 +53,19 @@ lint: .venv/installed
 	.venv/bin/mypy
 
 test-all: .venv/installed
-	$(THREADS) .venv/bin/python $(PYTEST)
+	$(THREADS) .venv/bin/python $(PYTEST) --ignore tests/browser
+
+# The report in a real Chromium. Without it, or without npm for the accessibility
+# checker, the tests say what is missing and are skipped; PATHTUNE_REQUIRE_BROWSER=1
+# makes that an error.
+test-browser: .venv/installed
+	-$(MAKE) .cache/axe/package/axe.min.js
+	$(THREADS) .venv/bin/python $(PYTEST) tests/browser
+
+.cache/axe/package/axe.min.js:
+	mkdir -p .cache/axe
+	cd .cache/axe && npm pack --silent axe-core@4.14.1 && tar -xzf axe-core-*.tgz
+	touch $@
 
 # MACE builds other models where cuequivariance is installed, so it is beside.
 test-mace: .venv-mace/installed
@@ -67,6 +80,6 @@ test-core: .venv-core/installed
 	$(THREADS) .venv-core/bin/python $(PYTEST) tests/unit tests/meta
 
 clean:
-	rm -rf .venv .venv-mace .venv-core demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .cache .venv .venv-mace .venv-core demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all demo test lint test-all test-mace test-core clean
+.PHONY: all demo test lint test-all test-browser test-mace test-core clean
