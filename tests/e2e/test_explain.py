@@ -160,9 +160,14 @@ def test_what_changed_where_nothing_else_could(cli, finished, trusted_tiny, tmp_
     assert cli(*line, "--select", "l=1", "--method", "full").code == 0
     document = written(tmp_path / "run")
     assert [r["degree"] for r in document["tables"]["degree"]] == [1]
-    outcome = cli("explain", tmp_path / "run", "--ablate")
-    assert outcome.code == 2
-    assert "--data" in outcome.error
+    # It has no test frames; the validation frames lie in its folder.
+    (tmp_path / "cu.xyz").unlink()
+    outcome = cli("explain", tmp_path / "run", "--ablate", "--json")
+    ablation = json.loads(outcome.out)["ablation"]
+    assert ablation["data"] == "valid.xyz"
+    undone = [(r["undone"], r["value"]) for r in ablation["rows"]]
+    assert ("degree", 1) in undone
+    assert ("degree", 0) not in undone
 
 
 def test_several_runs_stand_side_by_side(cli, finished, trusted_tiny, tmp_path):
@@ -205,10 +210,11 @@ def test_several_runs_stand_side_by_side(cli, finished, trusted_tiny, tmp_path):
         (["a", "--base", "7net-0", "--tuned", "7net-0"], "--base and --tuned"),
         (["a", "b", "--ablate"], "one run at a time"),
         (["missing"], "config.yaml is missing"),
+        (["DELTA", "--model", "tiny", "--ablate"], "--data"),
     ],
 )
-def test_wrong_usage_is_said_in_one_line(cli, args, words):
-    outcome = cli("explain", *args)
+def test_wrong_usage_is_said_in_one_line(cli, finished, args, words):
+    outcome = cli("explain", *(finished.delta if a == "DELTA" else a for a in args))
     assert outcome.code == 2
     assert words in outcome.error
 

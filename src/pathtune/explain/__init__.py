@@ -9,7 +9,7 @@ Keys of the document
 --------------------
 about
     ``backend``, ``model``, ``method``, ``seed``, ``select``, ``elements``,
-    ``shifts`` (eV by element).
+    ``shifts`` (eV by element), ``new_parameters`` (of a spin layer, in no table), ...
 totals
     One row of counts (see below) of the whole model.
 tables

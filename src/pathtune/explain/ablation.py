@@ -84,7 +84,7 @@ def ablation(
         ``undone`` (nothing, layer, degree, element, everything), ``value`` (which
         one), ``updated`` entries undone, and the errors of `pathtune.metrics.errors`.
         With nothing undone they are the tuned model's, with everything undone those of
-        the base with the reference energies shifted.
+        the base with the reference energies shifted. A spin layer stays.
     """
     n = len(cells.keys)
     parts: list[tuple[str, Any, np.ndarray]] = [("nothing", None, np.zeros(n, bool))]

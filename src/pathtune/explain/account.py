@@ -22,7 +22,7 @@ from pathtune.explain import ablation as ablations
 from pathtune.explain.cells import CHANNELS, Cells, labels, measure, rows
 from pathtune.explain.enrichment import enrichment
 from pathtune.explain.tables import order, ranking, tables
-from pathtune.loading import load, models
+from pathtune.loading import load, load_with_delta, models
 from pathtune.paths import PathWeight, alive_entries
 from pathtune.properties import PROPERTIES, Structure
 
@@ -176,7 +176,11 @@ def explain(
     document = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "about": about | {"shifts": dict(delta.shifts)},
+        "about": {
+            **about,
+            "shifts": dict(delta.shifts),
+            "new_parameters": delta.new_parameters,
+        },
         "totals": rows(cells, ())[0],
         "tables": found,
         "ranking": ranking(found["cell"]),
@@ -288,10 +292,11 @@ def explain_run(
     delta = DeltaFile.load(source if config is None else source / "delta.safetensors")
     frames, title = None, ""
     if ablate or data:
-        frames, title = frames_of(config, data, most_frames)
+        run = None if config is None else source
+        frames, title = frames_of(run, data, most_frames)
     base = model or (base_name(delta) if config is None else config.model)
-    options = {"head": delta.metadata.get("head"), "device": "cpu", **options}
-    backend = load(base, **options)
+    options = {"device": "cpu", **options}
+    backend, _ = load_with_delta(base, delta, **options)
     explanation = explain(backend, delta, name=name or source.stem)
     if frames is None:
         return explanation
@@ -395,14 +400,15 @@ def explain_checkpoints(base: str, tuned: str, **options: Any) -> Explanation:
 
 
 def frames_of(
-    config: RunConfig | None, data: str | None, most: int
+    run: Path | None, data: str | None, most: int
 ) -> tuple[Sequence[Structure], str]:
     """Return frames for an ablation, at most so many, spread evenly; and which.
 
     Parameters
     ----------
-    config
-        Of the run: its label keys, and without `data` its test or validation frames.
+    run
+        Folder of a run; without `data` its test or validation frames, which lie there
+        with the predictions, or where its settings say.
     data
         Another file.
     most
@@ -413,20 +419,20 @@ def frames_of(
     UsageError
         If there are none.
     """
-    own = (config.test or config.valid) if config else None
-    source = data or own
-    if source is None:
+    config = run_config(run) if run else None
+    keys = config.label_keys if config else None
+    if data is None and run is not None and config is not None:
+        kept = [run / "predictions" / f"{part}.xyz" for part in ("test", "valid")]
+        own = [Path(file) for file in (config.test, config.valid) if file]
+        data = next((str(file) for file in [*kept, *own] if file.is_file()), None)
+        keys = None if data and Path(data) in kept else keys
+    if data is None:
         raise UsageError(
-            "there are neither test frames nor validation frames of their own to "
-            "measure on; name a file with --data"
-        )
-    if data is None and not Path(source).exists():
-        raise UsageError(
-            f"{source}, which the run was evaluated on, is not here; name the file "
+            "there are neither test nor validation frames to measure on; name a file "
             "with --data"
         )
-    found = structures.read(source, keys=config.label_keys if config else None)
+    found = structures.read(data, keys=keys)
     if len(found) > most:
         chosen = np.linspace(0, len(found) - 1, most).astype(int).tolist()
         found = structures.take(found, chosen)
-    return found, Path(source).name
+    return found, Path(data).name
