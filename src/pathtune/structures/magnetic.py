@@ -61,6 +61,7 @@ def _magnetised(s: Structure, scale: float) -> Structure:
         there = np.isfinite(label).all(axis=1)
         known = moment_vectors(atoms.get_initial_magnetic_moments())
         atoms = atoms.copy()
+        atoms.set_initial_magnetic_moments(None)  # ASE keeps the shape otherwise
         atoms.set_initial_magnetic_moments(np.where(there[:, None], label, known))
     return replace(s, atoms=atoms, labels=labels)
 
