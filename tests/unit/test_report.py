@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import types
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -17,6 +18,7 @@ from pathtune.properties import GPA
 from pathtune.report import drawing, groups, outliers, page, verdict
 from pathtune.report.run import QUANTITIES, Run, mae
 from tests import run_folders
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -455,3 +457,23 @@ def test_metrics_and_report_name_errors_alike():
     frames = run_folders.labelled(2, magmoms=True)
     named = metrics.errors(frames, run_folders.predictions(frames, 0.1, 0))
     assert {q.error for q in QUANTITIES.values()} <= named.keys()
+
+
+def test_the_figure_of_the_docs_can_be_drawn(magnetic):
+    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    module = types.ModuleType("loss_by_epoch")
+    exec(compile(block, "docs/report.md", "exec"), module.__dict__)
+    assert module.SECTION in page.SECTIONS
+    with drawing.style():
+        drawn = module.draw(Run(magnetic))
+        assert "loss" in drawing.inline_svg(drawn, "loss")
+    assert len(drawing.readings(drawn)) == 8
+
+
+@pytest.mark.parametrize("name", ["ethanol", "germanium"])
+def test_the_examples_are_small_and_need_no_network(name):
+    file = ROOT / "docs" / "examples" / f"{name}.html"
+    assert file.stat().st_size < 600e3
+    assert "http" not in file.read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "images" / f"report_{name}.png").stat().st_size < 200e3

@@ -197,7 +197,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "count": "{:,}".format}
+    environment.filters |= {
+        "number": _number,
+        "count": "{:,}".format,
+        "setting": _setting,
+    }
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     folder = resources.files("pathtune.report") / "templates"
     environment.globals |= {
@@ -215,6 +219,16 @@ def _number(value: float | None, digits: int = 3) -> str:
         return "–"
     text = f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
     return text.replace("-", "−", 1) if value < 0 else text
+
+
+def _setting(value: Any) -> str:
+    """Return a setting for people."""
+    if isinstance(value, Mapping):
+        given = [f"{k} {_setting(v)}" for k, v in value.items() if v is not None]
+        return ", ".join(given) or "–"
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value)) or "–"
+    return "–" if value is None else str(value)
 
 
 def _render(template: str, **content: Any) -> str:

@@ -165,7 +165,7 @@ def losers(run: Run) -> dict[str, str]:
             quantity = QUANTITIES[name]
             for group, (n, before, after) in column.items():
                 if len(column) > 1 and n >= FEW_VALUES and after > WORSE * before:
-                    text = f"{before:.3g} → {after:.3g} {quantity.unit}"
+                    text = f"{before:.3g} → {after:.3g} {quantity.unit}, {n} values"
                     found.setdefault(group, []).append(f"{quantity.title} {text}")
     return {group: f"{group} ({', '.join(texts)})" for group, texts in found.items()}
 
@@ -246,8 +246,8 @@ def safe(run: Run) -> Answer:
         round(n * (1 - dimers[key])) for key in ("hole_fraction", "base_hole_fraction")
     )
     reasons.append(
-        f"Two atoms of {after} of {n} pairs of elements repel each other when pushed "
-        f"together (foundation model: {before} of {n})."
+        f"In {after} of {n} pairs of elements two atoms pushed together repel each "
+        f"other (foundation model: {before} of {n})."
     )
     if nve is None:
         cautions.append("no frame to start a simulation from")
