@@ -405,6 +405,8 @@ def _print_results(folder: Path, result: Mapping[str, Any]) -> None:
     if retained := result.get("retention"):
         _print_retention(retained)
     print(f"run folder: {folder}")
+    if (folder / "report.html").exists():
+        print(f"report: {folder / 'report.html'}")
 
 
 def _print_retention(result: Mapping[str, Any]) -> None:

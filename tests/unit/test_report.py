@@ -336,6 +336,15 @@ def test_names_are_escaped(tmp_path):
         json.loads(block)
 
 
+def test_names_in_any_script_are_drawn(tmp_path):
+    frames = run_folders.labelled(6)
+    frames[:2] = run_folders.with_names(frames[:2], "表面 $x$ 🧪")
+    run = Run(run_folders.make(tmp_path / "run", frames=frames))
+    figure = discovery.load("report.figures", "error_by_config_type")
+    with drawing.style():
+        assert "表面 $x$ 🧪" in drawing.inline_svg(figure.draw(run), "x")
+
+
 def test_large_data_are_thinned_out_and_keep_their_outliers(tmp_path):
     frames = run_folders.labelled(150, repeat=4)
     predicted = run_folders.predictions(frames, 0.1, 2)

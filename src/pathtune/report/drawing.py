@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
+    "text.parse_math": False,
 }
 
 
@@ -116,7 +118,9 @@ def style() -> Iterator[None]:
     """Draw in the style of the report; everything else is as before afterwards."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+        # Names in any script: a page has the reader's fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
