@@ -218,6 +218,9 @@ COLUMNS = {
     "E (meV/atom)": lambda m: m["test"].get("energy_mae_mev_per_atom"),
     "F (meV/Å)": lambda m: m["test"].get("forces_mae_mev_per_angstrom"),
     "S (meV/Å^3)": lambda m: m["test"].get("stress_mae_mev_per_angstrom3"),
+    "M (μ_B)": lambda m: m["test"].get("magmom_vector_mae_mu_b"),
+    "angle (°)": lambda m: m["test"].get("magmom_angle_mae_degrees"),
+    "H (meV/μ_B)": lambda m: m["test"].get("magforces_mae_mev_per_mu_b"),
     "updated (%)": lambda m: (
         100 * (1 - m["sparsity"]["total_sparsity"]) if "sparsity" in m else None
     ),
@@ -232,6 +235,8 @@ COLUMNS = {
     "s/step": lambda m: m["timing"].get("seconds_per_step"),
     "memory (MiB)": lambda m: m["timing"].get("peak_memory_mib"),
 }
+# The first columns are errors, which the model has before it is trained too.
+N_ERRORS = 6
 
 
 def table(experiment: Experiment) -> str:
@@ -245,14 +250,16 @@ def table(experiment: Experiment) -> str:
             continue
         records = [read(experiment.run(method, lr, s)) for s in experiment.seeds]
         metrics = [r["metrics"] for r in records if r is not None]
+        if not metrics:
+            continue
         zero = zero or {**metrics[0], "test": metrics[0]["zero_shot"]}
         used = lr or records[0]["config"]["lr"]
         cells = [_spread([f(m) for m in metrics]) for f in COLUMNS.values()]
         rows.append([method, f"{used:g}", str(len(metrics)), *cells])
     if zero is None:
         return f"### {experiment.name}\n\nno results yet\n"
-    cells = [_spread([f(zero)]) for f in list(COLUMNS.values())[:3]]
-    rows.insert(0, ["zero-shot", "", "", *cells, *[""] * (len(COLUMNS) - 3)])
+    cells = [_spread([f(zero)]) for f in list(COLUMNS.values())[:N_ERRORS]]
+    rows.insert(0, ["zero-shot", "", "", *cells, *[""] * (len(COLUMNS) - N_ERRORS)])
     titles = ["method", "lr", "seeds", *COLUMNS]
     used = [i for i in range(len(titles)) if any(row[i] for row in rows)]
     lines = [[titles[i] for i in used], ["---"] * len(used)]
@@ -268,7 +275,7 @@ def _spread(values: Sequence[float | None]) -> str:
     if not numbers:
         return ""
     mean = statistics.mean(numbers)
-    digits = 2 if mean < 100 else 1
+    digits = 1 if mean >= 100 else 2 if mean >= 0.1 else 4
     text = f"{mean:.{digits}f}"
     if len(numbers) > 1:
         text += f" ± {statistics.stdev(numbers):.{digits}f}"

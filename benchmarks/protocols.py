@@ -78,7 +78,8 @@ def coco3(data: Path, held_out: int) -> Parts:
     """Return CoCO3 split by magnetic ordering, 0 to 5: one tests, the next validates.
 
     Moments are known at the end of each relaxation only; its other steps start from
-    them. Every frame names its ordering in ``ordering``.
+    them. Every frame names its ordering in ``ordering``; ``static`` are the last
+    calculations of all orderings, whose energies can be compared.
     """
     path = data / "mp_magnetic_small" / "coco3_orderings.xyz"
     frames = ase.io.read(path, ":")
@@ -93,7 +94,8 @@ def coco3(data: Path, held_out: int) -> Parts:
     parts = {"test": held_out, "valid": (held_out + 1) % len(by_ordering)}
     known = [a for a in frames if a.info["ordering"] not in parts.values()]
     chosen = {part: by_ordering[ordering] for part, ordering in parts.items()}
-    return {"train": known, **chosen}
+    static = [a for a in frames if "static" in a.info["label"]]
+    return {"train": known, **chosen, "static": static}
 
 
 def crystals(data: Path, n_atoms: int, percent: int = 100) -> Parts:
