@@ -23,6 +23,7 @@ SECTIONS = ("parity", "errors", "training", "change", "safety")
 #: Of several runs side by side, as long as there are not more than `MOST_BESIDE`.
 BESIDE = ("parity_forces", "updated_paths", "short_range")
 MOST_BESIDE = 4
+MOST_RANKED = 8
 
 _LEVELS = {
     "good": ("✓", "Good"),
@@ -81,7 +82,7 @@ def of_run(run: Run) -> str:
         outliers=outliers.listing(run),
         outlier_factor=outliers.FACTOR,
         parameters=(run.explanation or {}).get("tables", {}).get("parameter", []),
-        ranking=(run.explanation or {}).get("ranking", [])[:8],
+        ranking=_ranking(run),
         remarks=(run.explanation or {}).get("remarks", []),
         data=run.results.get("data", {}),
         references=_references(run),
@@ -154,6 +155,21 @@ def _errors(run: Run) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _ranking(run: Run) -> list[dict[str, Any]]:
+    """Return the cells that moved most, each with its enrichment against chance."""
+    document = run.explanation or {}
+    keys = ("layer", "degree", "element")
+
+    def cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in keys)
+
+    enriched = {cell(row): row for row in document.get("enrichment", [])}
+    return [
+        {"enrichment": None, "q_value": None, **enriched.get(cell(row), {}), **row}
+        for row in document.get("ranking", [])[:MOST_RANKED]
+    ]
 
 
 def _references(run: Run) -> list[dict[str, Any]]:

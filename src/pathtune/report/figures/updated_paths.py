@@ -89,6 +89,8 @@ def _degree(cell: dict[str, Any]) -> int:
 
 def _percent(share: float) -> str:
     percent = 100 * share
+    if 0 < percent < 0.1:
+        return "<0.1"
     return f"{percent:.1f}" if 0 < percent < 10 else f"{percent:.0f}"
 
 
