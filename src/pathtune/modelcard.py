@@ -22,6 +22,7 @@ _UNITS = {
     "mev_per_angstrom3": "meV/Å^3",
     "mu_b": "μ_B",
     "mev_per_mu_b": "meV/μ_B",
+    "degrees": "°",
 }
 
 
