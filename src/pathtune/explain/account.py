@@ -380,14 +380,14 @@ def explain_checkpoints(base: str, tuned: str, **options: Any) -> Explanation:
         if record.name not in changes:
             continue
         keys, owner = labels(record)
-        changed = [keys[i]["element"] for i in owner[changes[record.name].indices]]
-        if record.kind == "scale_shift":
-            # Fitted reference energies are listed apart, as in a delta.
-            expected = [shifts.get(element, 0.0) for element in changed]
-            if np.allclose(changes[record.name].values.numpy(), expected, rtol=1e-6):
-                del changes[record.name]
-        else:
-            elements |= set(changed) - {None}
+        changed = owner[changes[record.name].indices.numpy()]
+        if record.kind != "scale_shift":
+            elements |= {keys[i]["element"] for i in np.unique(changed)} - {None}
+            continue
+        # Fitted reference energies are listed apart, as in a delta.
+        expected = [shifts.get(keys[i]["element"], 0.0) for i in changed]
+        if np.allclose(changes[record.name].values.numpy(), expected, rtol=1e-6):
+            del changes[record.name]
     metadata = {
         "backend": before.name,
         "model": before.model_name,
