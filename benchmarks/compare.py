@@ -255,7 +255,7 @@ def table(experiment: Experiment) -> str:
         zero = zero or {**metrics[0], "test": metrics[0]["zero_shot"]}
         used = lr or records[0]["config"]["lr"]
         cells = [_spread([f(m) for m in metrics]) for f in COLUMNS.values()]
-        rows.append([method, f"{used:g}", str(len(metrics)), *cells])
+        rows.append([method, f"{used:g}" if used else "", str(len(metrics)), *cells])
     if zero is None:
         return f"### {experiment.name}\n\nno results yet\n"
     cells = [_spread([f(zero)]) for f in list(COLUMNS.values())[:N_ERRORS]]
@@ -275,7 +275,7 @@ def _spread(values: Sequence[float | None]) -> str:
     if not numbers:
         return ""
     mean = statistics.mean(numbers)
-    digits = 1 if mean >= 100 else 2 if mean >= 0.1 else 4
+    digits = 1 if mean >= 100 else 2 if mean >= 0.1 else 3
     text = f"{mean:.{digits}f}"
     if len(numbers) > 1:
         text += f" ± {statistics.stdev(numbers):.{digits}f}"
