@@ -126,7 +126,7 @@ def test_the_layer_against_its_twin():
     spins = torch.from_numpy(atoms.get_initial_magnetic_moments())
     with torch.no_grad():
         found = layer(features, spins)
-        exchange = layer.exchange(features)
+        exchange = layer.exchange(features, spins)
         nodes = layer._nodes(features)
         pairs = layer._pairs(features, nodes)
         square = (spins**2).sum(1, keepdim=True)
@@ -144,14 +144,16 @@ def test_the_layer_against_its_twin():
     cutoff = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
     m = spin_energy.moments(spins.numpy(), index, units, cutoff, a, b, c)
     v = spin_energy.polar_vectors(len(atoms), index, units, cutoff, w)
-    dee = spin_energy.dzyaloshinskii_moriya(index, units, cutoff, terms[:, 2:], v)
+    dee = spin_energy.dzyaloshinskii_moriya(index, units, cutoff, terms[:, 3:], v)
+    square = (m**2).sum(1) / SQUARE
+    jay = terms[:, 0] + terms[:, 1] * square[index].sum(1)
     energy = spin_energy.energy(
-        *(m, index, units, cutoff, terms[:, 0], terms[:, 1], dee),
+        *(m, index, units, cutoff, jay, terms[:, 2], dee),
         *(COUPLING * alpha, site),
     )
     assert np.allclose(found.moments, m, atol=1e-12)
-    assert np.allclose(exchange.heisenberg, cutoff * terms[:, 0], atol=1e-14)
-    assert np.allclose(exchange.biquadratic, cutoff * terms[:, 1], atol=1e-14)
+    assert np.allclose(exchange.heisenberg, cutoff * jay, atol=1e-14)
+    assert np.allclose(exchange.biquadratic, cutoff * terms[:, 2], atol=1e-14)
     assert np.allclose(exchange.dzyaloshinskii_moriya, dee, atol=1e-14)
     assert float(found.energy) == pytest.approx(energy, rel=1e-12)
 

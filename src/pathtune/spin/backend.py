@@ -226,7 +226,8 @@ class SpinBackend(Backend):
         if self.config.spins == "none":
             raise UsageError("a layer with spins: none has no exchange couplings")
         features, layer = self.landscape(atoms, weights)
-        return layer.exchange(features)
+        spins = spins_of(atoms).to(self.device, self.dtype)
+        return Exchange(*(value.detach() for value in layer.exchange(features, spins)))
 
     def rewritten(self) -> nn.Module | None:
         """Return the base's."""

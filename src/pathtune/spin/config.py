@@ -27,7 +27,8 @@ class SpinConfig(BaseModel):
     biquadratic
         Whether pairs have a term K (m_i·m_j)^2.
     longitudinal
-        Whether atoms have an energy that depends on how long their moments are.
+        Whether the lengths of moments matter: an energy of each atom that depends on
+        it, and couplings of pairs that do.
     width
         Channels of the hidden layers.
     n_radial

@@ -6,15 +6,16 @@ f, a cutoff that is smooth to second order,
     m_i  = a(h_i, |s_i|²) s_i + Σ_j f [b_ij s_j + c_ij r̂_ij (r̂_ij·s_j)]
     E    = E_base + ½ Σ_ij f [J_ij m_i·m_j + K_ij (m_i·m_j)² + D_ij·(m_i × m_j)]
                   + Σ_i [m_i·A_i m_i + L(h_i, |m_i|²)]
+    J_ij = J⁰_ij + J¹_ij (|m_i|² + |m_j|²)
     D_ij = Σ_k d_ij^k (v_i^k + v_j^k) × r̂_ij            v_i^k = Σ_j f w_ij^k r̂_ij
     A_i  = Σ_j f α_ij (r̂_ij r̂_ij - 1/3)
 
-c, D and A exist with spin-orbit coupling only. J, K and d are symmetric in i and j, so
-that D_ij = -D_ji; b, c, w and α belong to the atom i. Everything is made of invariants
-under O(3) and of axial spins in pairs: moments are axial and odd under time reversal,
-the energy is even. The forms of J, K, D and A are those of Xiang et al., Dalton Trans.
-42 (2013) 823; that D vanishes where a bond has a centre of inversion is Moriya's first
-rule (Phys. Rev. 120 (1960) 91).
+c, D and A exist with spin-orbit coupling only; L and J¹ where the lengths of moments
+matter. J, K and d are symmetric in i and j, so that D_ij = -D_ji; b, c, w and α belong
+to the atom i. Everything is made of invariants under O(3) and of axial spins in pairs:
+moments are axial and odd under time reversal, the energy is even. The forms of J, K, D
+and A are those of Xiang et al., Dalton Trans. 42 (2013) 823; that D vanishes where a
+bond has a centre of inversion is Moriya's first rule (Phys. Rev. 120 (1960) 91).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Exchange(NamedTuple):
     """The couplings of pairs, every pair in both directions.
 
     The energy of the pairs is ½ Σ [J m_i·m_j + K (m_i·m_j)² + D·(m_i × m_j)], with the
-    predicted moments m in μ_B; a positive J favours antiparallel moments.
+    predicted moments m in μ_B; a positive J favours antiparallel moments. J is that of
+    moments as long as they are in this structure.
 
     Parameters
     ----------
@@ -130,7 +132,8 @@ class SpinLayer(nn.Module):
         self.radial = nn.Linear(config.n_radial, width, bias=False)
         self.centre = nn.Linear(width, width, bias=False)
         n_vectors = config.n_vectors if config.spin_orbit else 0
-        self.couplings = _head(width, width, 1 + config.biquadratic + n_vectors)
+        n_couplings = 1 + config.longitudinal + config.biquadratic + n_vectors
+        self.couplings = _head(width, width, n_couplings)
         self.mixing = _head(None, width, 3 if config.spin_orbit else 1)
         self.length = _head(width + 1, width, 1)
         if config.spin_orbit:
@@ -153,10 +156,8 @@ class SpinLayer(nn.Module):
             magnitudes = softplus(self.magnitude(nodes)).squeeze(-1)
             zero = magnitudes.new_zeros(len(features.energy))
             return SpinOutput(zero, magnitudes)
-        if self.config.spins == "directions":
-            spins = spins * torch.rsqrt((spins**2).sum(1, True) + SHORTEST**2)
         pairs = self._pairs(features, nodes)
-        moments = self._moments(nodes, pairs, spins)
+        moments = self._moments(nodes, pairs, self._inputs(spins))
         square = (moments**2).sum(1)
         energies = 0.5 * self._exchange_energies(pairs, moments)
         if self.config.spin_orbit:
@@ -172,11 +173,19 @@ class SpinLayer(nn.Module):
             energy = energy.index_add(0, features.structure, sites)
         return SpinOutput(energy, moments)
 
-    def exchange(self, features: Features) -> Exchange:
-        """Return the couplings of all pairs within the cutoff."""
-        pairs = self._pairs(features, self._nodes(features))
-        j, k, d = self._couplings(pairs)
+    def exchange(self, features: Features, spins: Tensor) -> Exchange:
+        """Return the couplings of all pairs within the cutoff; see `forward`."""
+        nodes = self._nodes(features)
+        pairs = self._pairs(features, nodes)
+        moments = self._moments(nodes, pairs, self._inputs(spins))
+        j, k, d = self._couplings(pairs, moments)
         return Exchange(torch.stack([pairs.i, pairs.j]), pairs.vectors, j, k, d)
+
+    def _inputs(self, spins: Tensor) -> Tensor:
+        """Return the spins as the layer takes them; directions have a length of one."""
+        if self.config.spins == "directions":
+            return spins * torch.rsqrt((spins**2).sum(1, True) + SHORTEST**2)
+        return spins
 
     def _nodes(self, features: Features) -> Tensor:
         scalars = features.scalars
@@ -214,10 +223,16 @@ class SpinLayer(nn.Module):
             neighbours = neighbours + mixing[:, 1:2] * along * pairs.units
         return own.index_add(0, pairs.i, neighbours)
 
-    def _couplings(self, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    def _couplings(
+        self, pairs: _Pairs, moments: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return J and K, (n_pairs,), and D, (n_pairs, 3), times the cutoff."""
         terms = COUPLING * self.couplings(pairs.hidden) * pairs.cutoff.unsqueeze(1)
         j, rest = terms[:, 0], terms[:, 1:]
+        if self.config.longitudinal:
+            square = (moments**2).sum(1) / SQUARE
+            j = j + rest[:, 0] * (square[pairs.i] + square[pairs.j])
+            rest = rest[:, 1:]
         k = torch.zeros_like(j)
         if self.config.biquadratic:
             k, rest = rest[:, 0], rest[:, 1:]
@@ -240,7 +255,7 @@ class SpinLayer(nn.Module):
         return zeros.index_add(0, pairs.i, parts)
 
     def _exchange_energies(self, pairs: _Pairs, moments: Tensor) -> Tensor:
-        j, k, d = self._couplings(pairs)
+        j, k, d = self._couplings(pairs, moments)
         first, second = moments[pairs.i], moments[pairs.j]
         product = (first * second).sum(1)
         energies = j * product + k * product**2
