@@ -74,6 +74,7 @@ class Page:
             color_scheme=scheme, viewport={"width": width, "height": 900}
         )
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # a busy machine, not a broken page
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: self.complaints.append(m.text))
