@@ -58,9 +58,7 @@ class Change(support.Change):
 
     def _left(self, stage: int) -> int:
         """Return how many entries are left after a stage; all after stage 0."""
-        return support.left(
-            len(self.support), self._budget, stage / self.config.stages
-        )
+        return support.left(len(self.support), self._budget, stage / self.config.stages)
 
     @property
     def _times(self) -> list[float]:
