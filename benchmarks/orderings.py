@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 N_ORDERINGS = 6
 SETTINGS = (
     *("--batch-size", "2", "--set", "retention=none", "--set", "energy_weight=100"),
-    *("--set", "spin.spins=directions", "--set", "spin.lr=0.01"),
+    *("--set", "spin.spins=directions", "--set", "spin.lr=0.001"),
 )
 
 
