@@ -468,6 +468,24 @@ def test_metrics_and_report_name_errors_alike():
     assert {q.error for q in QUANTITIES.values()} <= named.keys()
 
 
+def test_moments_that_are_the_input_are_no_verdict(tmp_path):
+    frames = run_folders.labelled(12, magmoms=True)
+    folder = run_folders.make(tmp_path / "run", frames=frames)
+    titles = {
+        spins: verdict.ratios(_with_spins(folder, spins)).keys()
+        for spins in ("directions", "moments")
+    }
+    assert titles["directions"] - titles["moments"] == {"Moments"}
+    assert not titles["moments"] - titles["directions"]
+
+
+def _with_spins(folder, spins):
+    path = folder / "metrics.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(results | {"spin": {"spins": spins}}), encoding="utf-8")
+    return Run(folder)
+
+
 def test_the_figure_of_the_docs_can_be_drawn(magnetic):
     text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

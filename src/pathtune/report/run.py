@@ -267,6 +267,16 @@ class Run:
         """What has labels and predictions in the judged frames."""
         return [name for name in PROPERTIES if QUANTITIES[name].error in self.after]
 
+    @property
+    def telling(self) -> list[Property]:
+        """The properties whose errors say how good the model is.
+
+        Labelled moments that are the input of a spin layer are not among them.
+        """
+        spin = self.results.get("spin") or {}
+        given = {"magmoms"} if spin.get("spins") == "moments" else set()
+        return [name for name in self.properties if name not in given]
+
     def config_type(self, frame: int) -> str:
         """Return the ``config_type`` (or ``group``) of a judged frame."""
         info = self.frames[frame][0].info

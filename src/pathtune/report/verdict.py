@@ -95,7 +95,7 @@ def ratios(run: Run) -> dict[str, float]:
     The base has re-estimated reference energies, so an offset is no gain.
     """
     found = {}
-    for name in run.properties:
+    for name in run.telling:
         before, after = mae(run.before, name), mae(run.after, name)
         if before > 0 and np.isfinite(after):
             found[QUANTITIES[name].title] = after / before
@@ -161,10 +161,12 @@ def losers(run: Run) -> dict[str, str]:
     """
     found: dict[str, list[str]] = {}
     for by in (groups.by_element(run), groups.by_config_type(run)):
-        for name, column in by.items():
-            quantity = QUANTITIES[name]
+        for name in run.telling:
+            quantity, column = QUANTITIES[name], by.get(name, {})
             for group, (n, before, after) in column.items():
-                if len(column) > 1 and n >= FEW_VALUES and after > WORSE * before:
+                # Zero before: what symmetry or a missing moment makes zero.
+                grew = after > WORSE * before > 0
+                if len(column) > 1 and n >= FEW_VALUES and grew:
                     text = f"{before:.3g} → {after:.3g} {quantity.unit}, {n} values"
                     found.setdefault(group, []).append(f"{quantity.title} {text}")
     return {group: f"{group} ({', '.join(texts)})" for group, texts in found.items()}
@@ -175,7 +177,7 @@ def amount(run: Run) -> Answer:
     question = "By how much?"
     found = ratios(run)
     reasons = []
-    for name in run.properties:
+    for name in run.telling:
         quantity = QUANTITIES[name]
         before, after = mae(run.before, name), mae(run.after, name)
         if quantity.title in found:
