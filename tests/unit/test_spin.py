@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pathtune.backends.base import Backend
+from pathtune.config import validate
 from pathtune.errors import PathtuneError, UsageError
 from pathtune.prediction import predict
 from pathtune.properties import Structure
@@ -546,3 +547,9 @@ def test_relaxing_needs_no_vectors():
     relaxed = relax_spins(backend, shaken(backend), atoms, n_starts=1)
     assert relaxed.atoms.get_initial_magnetic_moments().shape == (8, 3)
     assert atoms.get_initial_magnetic_moments().shape == (8,)
+
+
+def test_a_layer_of_other_equations_is_refused():
+    assert validate(SpinConfig, SpinConfig().model_dump(), "spin setting").form == 1
+    with pytest.raises(UsageError, match="'form' = 2"):
+        validate(SpinConfig, {"form": 2}, "spin setting")

@@ -39,6 +39,8 @@ class SpinConfig(BaseModel):
         Cutoff of pairs (Å); that of the base model, at most 6 Å, by default.
     lr, weight_decay
         Of the layer's parameters in training.
+    form
+        Which equations the parameters belong to; those of another form are refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -53,3 +55,4 @@ class SpinConfig(BaseModel):
     r_max: float | None = Field(None, gt=0)
     lr: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    form: Literal[1] = 1
