@@ -2,13 +2,15 @@
 
     python benchmarks/figures.py docs/images
 
-One picture for each experiment with several methods (error on the test frames against
-what was forgotten), and one of the error against the size of the support.
+One picture for each experiment with SevenNet-0 (error on the test frames against what
+was forgotten), and one of the error against the size of the support; experiments without
+results are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from compare import HERE, SCORE, Experiment, read
 
+OFF_THE_SCALE = {"frozen", "scratch"}
 BUDGET = "rmd17-50-ethanol-7net-0-budget"
 DEFAULT_PERCENT = 3.0
 SUPPORTS = {
@@ -47,23 +50,23 @@ def spread(
 
 def draw_tradeoff(experiment: Experiment, path: Path) -> None:
     """Draw error on the test frames against drift on crystals outside of the data."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.6, 4.4), layout="constrained")
+    shapes = itertools.cycle("osD^vP*X")
     for method in experiment.methods:
         metrics = [m for m in records(experiment, method) if m.get("retention")]
-        if not metrics or method == "frozen":
+        if not metrics or method in OFF_THE_SCALE:
             continue
         x = spread(metrics, lambda m: m["retention"]["forces_drift_mev_per_angstrom"])
         y = spread(metrics, lambda m: m["test"][SCORE])
-        axes.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], fmt="o", capsize=3)
-        axes.annotate(method, (x[0], y[0]), (6, 5), textcoords="offset points")
+        label = f"{method} ({len(metrics)})"
+        axes.errorbar(x[0], y[0], y[1], x[1], next(shapes), capsize=3, label=label)
     axes.set(
-        xscale="log",
-        yscale="log",
         xlabel="force drift on 40 other crystals (meV/Å)",
         ylabel="force MAE on the test frames (meV/Å)",
         title=f"{experiment.protocol}, {experiment.model}",
     )
-    figure.savefig(path)
+    figure.legend(title="method (seeds)", loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -101,8 +104,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     for path in sorted((HERE / "experiments").glob("*-7net-0.yaml")):
-        draw_tradeoff(Experiment.read(path.stem), folder / f"{path.stem}.png")
-    draw_budget(folder / f"{BUDGET}.png")
+        if (HERE / "results" / path.stem).is_dir():
+            draw_tradeoff(Experiment.read(path.stem), folder / f"{path.stem}.png")
+    if (HERE / "results" / BUDGET).is_dir():
+        draw_budget(folder / f"{BUDGET}.png")
 
 
 if __name__ == "__main__":
