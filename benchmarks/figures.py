@@ -3,8 +3,8 @@
     python benchmarks/figures.py docs/images
 
 One picture for each experiment with SevenNet-0 (error on the test frames against what
-was forgotten), and one of the error against the size of the support; experiments without
-results are left out.
+was forgotten), and one of the error against the size of the support; experiments
+without results are left out.
 """
 
 from __future__ import annotations
