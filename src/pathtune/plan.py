@@ -28,6 +28,7 @@ from pathtune.properties import (
     Property,
     Structure,
 )
+from pathtune.spin import fit as spin_fit
 from pathtune.spin.backend import SpinBackend
 from pathtune.structures import ReferenceEnergies, Survey, reference_energies
 from pathtune.training import compiled, distributed, memory, optimizer
@@ -144,6 +145,8 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         base[name] = _predict_base(frames[name], config, fair.shifts)
         _check(name, frames, base[name], console)
     frames = {name: f.with_shifts(references.shifts) for name, f in frames.items()}
+    if isinstance(backend, SpinBackend) and backend.config.fit:
+        layer = spin_fit.fit(backend, frames["train"], properties)
     delta = deltas.build(
         backend.path_weights(),
         dict(backend.model.named_parameters()),

@@ -49,3 +49,13 @@ def energy(m, pairs, units, cutoff, jay, kay, dee, alpha, site):
         x = m[i] @ m[i] / 4.0
         total += site[i] @ [x, x**2, x**3]
     return total
+
+
+def ridge(table, strength):
+    """Least squares for the last column; the others are brought to length one."""
+    columns, target = table[:, :-1], table[:, -1]
+    lengths = np.linalg.norm(columns, axis=0)
+    penalty = np.sqrt(strength) * np.eye(len(lengths))
+    rows = np.concatenate([columns / lengths, penalty])
+    targets = np.concatenate([target, np.zeros(len(lengths))])
+    return np.linalg.lstsq(rows, targets, rcond=None)[0] / lengths

@@ -15,11 +15,13 @@ from pathtune.config import validate
 from pathtune.errors import PathtuneError, UsageError
 from pathtune.prediction import predict
 from pathtune.properties import Structure
-from pathtune.spin.backend import SpinBackend
+from pathtune.spin.backend import SpinBackend, spins_of
 from pathtune.spin.config import SpinConfig
+from pathtune.spin.fit import fit, solve
 from pathtune.spin.layer import COUPLING, SQUARE, SpinLayer, SpinOutput
 from pathtune.spin.relax import relax_spins
 from pathtune.testing import spin_symmetry_errors
+from pathtune.training.data import Frames
 from tests.lattice import LatticeBackend
 from tests.reference import spin_energy
 
@@ -133,8 +135,11 @@ def test_the_layer_against_its_twin():
         square = (spins**2).sum(1, keepdim=True)
         length = torch.cat([nodes, square / (SQUARE + square)], 1)
         a = 1 + layer.length(length)[:, 0].numpy()
-        b, c, alpha = layer.mixing(pairs.directed).T.numpy()
-        terms = COUPLING * layer.couplings(pairs.hidden).numpy()
+        b, c = layer.mixing(pairs.directed).T.numpy()
+        alpha = layer.anisotropy(pairs.directed)[:, 0].numpy()
+        terms = layer.couplings(pairs.hidden)
+        terms[:, :3] += layer.distances(pairs.radial)
+        terms = COUPLING * terms.numpy()
         w = layer.polar(pairs.directed).numpy()
         site = COUPLING * SQUARE * layer.site(nodes).numpy()
     index = exchange.pairs.T.numpy()
@@ -410,15 +415,24 @@ class KnownSpins:
         v = v.index_add(0, i, self._fading(r) * units)
         return 0.01 * self._fading(r) * torch.linalg.cross(v[i] + v[j], units)
 
-    def energy(self, features, spins):
+    def isotropic_energy(self, features, spins):
         i, j = features.pairs
         r = features.vectors.norm(dim=1)
         dot = (spins[i] * spins[j]).sum(1)
         terms = self.heisenberg(r) * dot + self.biquadratic(r) * dot**2
+        return self._by_structure(features, terms / 2)
+
+    def energy(self, features, spins):
+        i, j = features.pairs
         cross = torch.linalg.cross(spins[i], spins[j])
-        terms = terms + (self.dzyaloshinskii_moriya(features) * cross).sum(1)
-        energy = torch.zeros_like(features.energy)
-        return energy.index_add(0, features.structure[i], terms / 2)
+        terms = (self.dzyaloshinskii_moriya(features) * cross).sum(1)
+        twisted = self._by_structure(features, terms / 2)
+        return self.isotropic_energy(features, spins) + twisted
+
+    @staticmethod
+    def _by_structure(features, terms):
+        zeros = torch.zeros_like(features.energy)
+        return zeros.index_add(0, features.structure[features.pairs[0]], terms)
 
 
 N_FRAMES = 10
@@ -447,16 +461,16 @@ def learned():
     config = SpinConfig(spin_orbit=True, width=16, n_vectors=1, longitudinal=False)
     backend = SpinBackend(LatticeBackend(), config)
     batch = backend.batch([backend.graph(lattice(seed)) for seed in range(N_FRAMES)])
-    features = backend.base.features(batch.base, {})
-    features = replace(
-        features,
-        scalars=features.scalars.detach(),
-        vectors=features.vectors.detach(),
-    )
+    features = backend.base.features(batch.base, {}).detached()
     spins = batch.spins.requires_grad_()
     energies = known.energy(features, spins)
     labels = energies.detach(), magnetic_forces(energies, spins).detach()
-    parameters = list(backend.layer.requires_grad_(True).parameters())
+    # Without the part that least squares give, which the test below is about.
+    parameters = [
+        p.requires_grad_(True)
+        for name, p in backend.layer.named_parameters()
+        if not name.startswith("distances")
+    ]
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=500,
@@ -498,6 +512,73 @@ def test_known_couplings_are_recovered(learned):
     for name, expected in pairs.items():
         error = getattr(found, name) - expected
         assert error.norm() < 0.05 * expected.norm(), name
+
+
+def test_least_squares_find_couplings_of_distance():
+    known = KnownSpins()
+    config = SpinConfig(width=8, longitudinal=False)
+    backend = SpinBackend(LatticeBackend(), config)
+    structures = []
+    for seed in range(N_FRAMES):
+        atoms = lattice(seed)
+        features = backend.base.features(backend.batch([backend.graph(atoms)]).base, {})
+        spins = spins_of(atoms).requires_grad_()
+        energy = known.isotropic_energy(features, spins)
+        slopes, spin_slopes = torch.autograd.grad(energy, (features.leaf, spins))
+        forces, stress = features.forces_and_stress(slopes)
+        labels = {
+            "energy": energy.detach()[0],
+            "forces": forces.detach(),
+            "stress": stress[0].detach(),
+            "magforces": -spin_slopes,
+        }
+        labels = {name: value.numpy() for name, value in labels.items()}
+        structures.append(Structure(atoms, labels))
+    frames = Frames.prepare(backend, structures)
+    weights = fit(backend, frames, ["energy", "forces", "stress", "magforces"])
+    unseen = lattice(99)
+    found = backend.exchange(unseen, weights)
+    r = found.vectors.norm(dim=1)
+    assert torch.allclose(found.heisenberg, known.heisenberg(r), atol=2e-4)
+    start = backend.exchange(unseen, backend.spin_parameters())
+    assert not start.heisenberg.any()
+    # Half of the labels by a nan, an energy by its absence: they are left out.
+    structures[0].labels["magforces"][::2] = np.nan
+    del structures[0].labels["energy"]
+    again = fit(backend, Frames.prepare(backend, structures), ["energy", "magforces"])
+    assert all(value.isfinite().all() for value in again.values())
+    assert fit(backend, frames, ["magmoms"]).keys() == weights.keys()
+
+
+@pytest.mark.parametrize("ridge", [0.1, 1e-8])
+def test_ridge_regression_against_its_twin(ridge, monkeypatch):
+    monkeypatch.setattr("pathtune.spin.fit._RIDGES", [ridge])
+    generator = np.random.default_rng(0)
+    # (properties, folds, values, coefficients and the target)
+    tables = generator.normal(size=(2, 5, 30, 7)) * 10.0 ** np.arange(7)
+    tables[1, 2] = 0  # no labels of this property in this fold
+    grams = np.einsum("pfva,pfvb->pfab", tables, tables)
+    found = solve(torch.from_numpy(grams)).numpy()
+    rows = [t.reshape(-1, 7) / np.linalg.norm(t[..., -1]) for t in tables]
+    assert np.allclose(found, spin_energy.ridge(np.concatenate(rows), ridge))
+
+
+def test_lengths_of_moments_are_fitted_first():
+    config = MODES["directions"]
+    backend = SpinBackend(LatticeBackend(), config)
+    structures = []
+    for seed in range(N_FRAMES):
+        atoms = oxide(seed)
+        spins = atoms.get_initial_magnetic_moments()
+        directions = spins / (np.linalg.norm(spins, axis=1, keepdims=True) + 1e-9)
+        lengths = np.where(atoms.numbers == 26, 2.2, 0.1)
+        structures.append(Structure(atoms, {"magmoms": lengths[:, None] * directions}))
+    frames = Frames.prepare(backend, structures)
+    weights = fit(backend, frames, ["magmoms"])
+    found = predict(backend, structures, weights=weights)
+    for prediction, structure in zip(found, structures, strict=True):
+        error = prediction["magmoms"] - structure.labels["magmoms"]
+        assert np.abs(error).mean() < 0.05
 
 
 def test_the_ground_state_is_found(learned):

@@ -10,7 +10,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -138,6 +138,11 @@ class Features:
     structure: Tensor
     volumes: Tensor
     leaf: Tensor
+
+    def detached(self) -> Features:
+        """Return the same numbers, not differentiable any more."""
+        parts = ("energy", "scalars", "vectors")
+        return replace(self, **{name: getattr(self, name).detach() for name in parts})
 
     def forces_and_stress(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """Return forces and stress, in the conventions of `Backend.predict`.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -208,12 +207,7 @@ class SpinBackend(Backend):
         )
         trained = copy.deepcopy(self.layer)
         trained.load_state_dict(layer, strict=False)
-        return replace(
-            features,
-            energy=features.energy.detach(),
-            scalars=features.scalars.detach(),
-            vectors=features.vectors.detach(),
-        ), trained
+        return features.detached(), trained
 
     def exchange(self, atoms: Atoms, weights: Mapping[str, Tensor]) -> Exchange:
         """Return the couplings of all pairs of a structure; see `Exchange`.

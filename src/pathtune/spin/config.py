@@ -37,6 +37,9 @@ class SpinConfig(BaseModel):
         Polar vectors of an atom, for the spin-orbit terms.
     r_max
         Cutoff of pairs (Å); that of the base model, at most 6 Å, by default.
+    fit
+        Whether couplings are fitted by least squares before the training, which starts
+        from zero otherwise.
     lr, weight_decay
         Of the layer's parameters in training.
     form
@@ -53,6 +56,7 @@ class SpinConfig(BaseModel):
     n_radial: int = Field(8, ge=1)
     n_vectors: int = Field(4, ge=1)
     r_max: float | None = Field(None, gt=0)
-    lr: float = Field(3e-3, gt=0)
+    fit: bool = True
+    lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     form: Literal[1] = 1

@@ -10,6 +10,7 @@ f, a cutoff that is smooth to second order,
     D_ij = Σ_k d_ij^k (v_i^k + v_j^k) × r̂_ij            v_i^k = Σ_j f w_ij^k r̂_ij
     A_i  = Σ_j f α_ij (r̂_ij r̂_ij - 1/3)
 
+J, K and d are sums of a network of the features and a function of the distance alone.
 c, D and A exist with spin-orbit coupling only; L and J¹ where the lengths of moments
 matter. J, K and d are symmetric in i and j, so that D_ij = -D_ji; b, c, w and α belong
 to the atom i. Everything is made of invariants under O(3) and of axial spins in pairs:
@@ -24,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu, softplus
+from torch.nn.functional import pad, rms_norm, silu, softplus
 
 from pathtune.backends.base import Features, undisturbed
 from pathtune.spin.config import SpinConfig
@@ -91,6 +92,7 @@ class _Pairs(NamedTuple):
     vectors: Tensor
     units: Tensor
     cutoff: Tensor
+    radial: Tensor
     hidden: Tensor
     directed: Tensor
     n_atoms: int
@@ -134,12 +136,14 @@ class SpinLayer(nn.Module):
         n_vectors = config.n_vectors if config.spin_orbit else 0
         n_couplings = 1 + config.longitudinal + config.biquadratic + n_vectors
         self.couplings = _head(width, width, n_couplings)
-        self.mixing = _head(None, width, 3 if config.spin_orbit else 1)
+        self.mixing = _zero(width, 2 if config.spin_orbit else 1)
         self.length = _head(width + 1, width, 1)
         if config.spin_orbit:
+            self.anisotropy = _zero(width, 1)
             self.polar = nn.Linear(width, n_vectors, bias=False)
         if config.longitudinal:
             self.site = _head(width, width, 3)
+        self.distances = _zero(config.n_radial, n_couplings - n_vectors)
 
     def forward(self, features: Features, spins: Tensor) -> SpinOutput:
         """Return energies and moments.
@@ -162,7 +166,7 @@ class SpinLayer(nn.Module):
         energies = 0.5 * self._exchange_energies(pairs, moments)
         if self.config.spin_orbit:
             along = (pairs.units * moments[pairs.i]).sum(1)
-            anisotropy = COUPLING * self.mixing(pairs.directed)[:, 2] * pairs.cutoff
+            anisotropy = COUPLING * self.anisotropy(pairs.directed)[:, 0] * pairs.cutoff
             energies = energies + anisotropy * (along**2 - square[pairs.i] / 3)
         energy = spins.new_zeros(len(features.energy))
         energy = energy.index_add(0, features.structure[pairs.i], energies)
@@ -209,7 +213,9 @@ class SpinLayer(nn.Module):
         hidden = silu(half[i] + half[j] + product + self.radial(radial))
         directed = silu(hidden + self.centre(nodes)[i])
         units = vectors / lengths.unsqueeze(1)
-        return _Pairs(i, j, vectors, units, cutoff, hidden, directed, len(nodes))
+        return _Pairs(
+            i, j, vectors, units, cutoff, radial, hidden, directed, len(nodes)
+        )
 
     def _moments(self, nodes: Tensor, pairs: _Pairs, spins: Tensor) -> Tensor:
         square = (spins**2).sum(1, keepdim=True)
@@ -227,7 +233,10 @@ class SpinLayer(nn.Module):
         self, pairs: _Pairs, moments: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return J and K, (n_pairs,), and D, (n_pairs, 3), times the cutoff."""
-        terms = COUPLING * self.couplings(pairs.hidden) * pairs.cutoff.unsqueeze(1)
+        terms = self.couplings(pairs.hidden)
+        distances = self.distances(pairs.radial)
+        terms = terms + pad(distances, (0, terms.shape[1] - distances.shape[1]))
+        terms = COUPLING * terms * pairs.cutoff.unsqueeze(1)
         j, rest = terms[:, 0], terms[:, 1:]
         if self.config.longitudinal:
             square = (moments**2).sum(1) / SQUARE
@@ -264,11 +273,13 @@ class SpinLayer(nn.Module):
         return energies
 
 
-def _head(n_in: int | None, width: int, n_out: int) -> nn.Sequential:
+def _head(n_in: int, width: int, n_out: int) -> nn.Sequential:
     """Return a network whose last layer, and so its output, is zero."""
-    last = nn.Linear(width, n_out)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    if n_in is None:
-        return nn.Sequential(last)
-    return nn.Sequential(nn.Linear(n_in, width), nn.SiLU(), last)
+    return nn.Sequential(nn.Linear(n_in, width), nn.SiLU(), _zero(width, n_out))
+
+
+def _zero(n_in: int, n_out: int) -> nn.Linear:
+    layer = nn.Linear(n_in, n_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,237 @@
+"""Least squares for a part of the spin layer, before it is trained.
+
+Couplings that depend on the distance alone, and an energy of the moments' lengths, make
+a classical spin model. Energies, forces, stresses and magnetic forces are linear in its
+few coefficients, which are fitted by ridge regression to what the base leaves of the
+labels. Magnetic energies are some meV per atom, and the terms that decide about them
+nearly collinear: gradient descent from zero needs thousands of steps for what the normal
+equations give at once. With ``directions`` the lengths of the moments are fitted first,
+in the same way.
+
+What reads the features of the base is left to the training: its slopes are costly to
+tabulate, and it would explain whatever else the base gets wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from pathtune.backends.base import Features
+from pathtune.properties import Property
+from pathtune.spin.backend import PREFIX, SpinBackend
+from pathtune.spin.config import SpinConfig
+from pathtune.spin.layer import SpinLayer
+from pathtune.training import distributed
+from pathtune.training.data import Frames
+from pathtune.training.loss import Labels
+
+MOMENTS = ("length.2.weight", "length.2.bias", "mixing.weight", "mixing.bias")
+ENERGIES = ("distances.weight", "distances.bias", "site.2.bias")
+#: Frames that are used; some ten numbers are fitted to them.
+MOST_FRAMES = 400
+_FOLDS = 5
+# Of columns of length one. The largest is taken whose error is nearly the lowest:
+# coefficients that cancel each other are not worth a last per cent.
+_RIDGES = np.logspace(0, -10, 11).tolist()
+_NEARLY = 1.02
+
+_Values = dict[Property, Tensor]
+
+
+def fit(
+    backend: SpinBackend, frames: Frames, properties: Collection[Property]
+) -> dict[str, Tensor]:
+    """Return the layer's parameters with the classical spin model fitted.
+
+    What is minimised is the share of the labels' sum of squares that stays unexplained,
+    added over the properties; energies count per atom. The ridge is chosen by the error
+    on fifths of the frames, left out in turn.
+
+    Parameters
+    ----------
+    backend
+        Its layer's parameters are the initial ones.
+    frames
+        Training frames, reference energies subtracted; at most `MOST_FRAMES` of them,
+        evenly spread, are used.
+    properties
+        What is trained.
+
+    Returns
+    -------
+    dict
+        As `SpinBackend.spin_parameters`.
+    """
+    parameters = {
+        name.removeprefix(PREFIX): value
+        for name, value in backend.spin_parameters().items()
+    }
+    for names, learned in _stages(backend.config, properties):
+        held = {name: parameters[name] for name in names if name in parameters}
+        grams = _grams(backend, frames, parameters, held, learned)
+        solution = solve(sum(distributed.gather(grams)))
+        parameters |= _unpack(solution.to(backend.device, backend.dtype), held)
+    return {PREFIX + name: value for name, value in parameters.items()}
+
+
+def _stages(
+    config: SpinConfig, properties: Collection[Property]
+) -> Iterator[tuple[Sequence[str], list[Property]]]:
+    """Yield the names of parameters, and the labels they are fitted to."""
+    if config.spins == "directions" and "magmoms" in properties:
+        yield MOMENTS, ["magmoms"]
+    learned = [name for name in properties if name != "magmoms"]
+    if config.spins != "none" and learned:
+        yield ENERGIES, learned
+
+
+def _grams(
+    backend: SpinBackend,
+    frames: Frames,
+    parameters: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    learned: Sequence[Property],
+) -> Tensor:
+    """Return the products of all columns and the targets, the last column.
+
+    Returns
+    -------
+    Tensor
+        (n_properties, n_folds, n_coefficients + 1, n_coefficients + 1), float64, over
+        this process's share of the frames.
+    """
+    n = len(frames)
+    rows = np.unique(np.linspace(0, n - 1, min(n, MOST_FRAMES)).astype(int)).tolist()
+    share = range(len(rows))[distributed.rank() :: distributed.size()]
+    width = sum(value.numel() for value in held.values()) + 1
+    grams = torch.zeros(len(learned), _FOLDS, width, width, dtype=torch.float64)
+    steps = frames.load([[rows[i]]] for i in share)
+    shown = track(
+        zip(share, steps, strict=True),
+        total=len(share),
+        description="fitting the spin layer",
+        disable=distributed.rank() > 0,
+        transient=True,
+    )
+    for place, (part,) in shown:
+        batch = backend.batch(part.graphs)
+        features = backend.base.features(batch.base, {})
+        (slopes,) = torch.autograd.grad(
+            features.energy.sum(), features.leaf, materialize_grads=True
+        )
+        features = features.detached()
+        columns, start = _columns(
+            backend.layer, parameters, held, features, slopes, batch.spins, learned
+        )
+        labels = part.labels.to(backend.device, backend.dtype)
+        targets = _targets(labels, start)
+        for gram, name in zip(grams[:, place % _FOLDS], learned, strict=True):
+            difference, weight = targets[name]
+            table = torch.cat([columns[name], difference.unsqueeze(0)]).flatten(1)
+            weight = weight.view(-1, *[1] * (difference.dim() - 1))
+            known = (weight > 0).expand_as(difference).flatten()
+            table = (weight.sqrt() * table.view(-1, *difference.shape)).flatten(1)
+            table = table[:, known].double()
+            gram += (table @ table.T).cpu()
+    return grams
+
+
+def _columns(
+    layer: SpinLayer,
+    parameters: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    features: Features,
+    base_slopes: Tensor,
+    spins: Tensor,
+    learned: Sequence[Property],
+) -> tuple[_Values, _Values]:
+    """Return what each coefficient adds to the predictions, and these without any."""
+
+    def predict(coefficients: Tensor) -> _Values:
+        values = {**parameters, **_unpack(coefficients, held)}
+
+        def energy(vectors: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            out = functional_call(
+                layer, values, (replace(features, vectors=vectors), x)
+            )
+            return out.energy.sum(), out
+
+        slopes, (energies, moments) = grad(energy, argnums=(0, 1), has_aux=True)(
+            features.vectors, spins
+        )
+        forces, stress = features.forces_and_stress(base_slopes + slopes[0])
+        predicted: _Values = {
+            "energy": features.energy + energies,
+            "forces": forces,
+            "stress": stress,
+            "magmoms": moments,
+            "magforces": -slopes[1],
+        }
+        return {name: predicted[name] for name in learned}
+
+    n = sum(value.numel() for value in held.values())
+    start = predict(spins.new_zeros(n))
+    ends: _Values = vmap(predict)(torch.eye(n, dtype=spins.dtype, device=spins.device))
+    return {name: ends[name] - start[name] for name in learned}, start
+
+
+def _targets(labels: Labels, start: _Values) -> dict[Property, tuple[Tensor, Tensor]]:
+    """Return what is left to explain of the labels, and their weights."""
+    found = {}
+    for name, value in start.items():
+        weight = getattr(labels, f"{name}_weight")
+        if name == "energy":
+            weight = weight / labels.n_atoms**2
+        found[name] = getattr(labels, name) - value, weight
+    return found
+
+
+def solve(grams: Tensor) -> Tensor:
+    """Return the coefficients of the ridge regression, (n_coefficients,) float64.
+
+    Parameters
+    ----------
+    grams
+        (n_properties, n_folds, n_coefficients + 1, n_coefficients + 1), products of
+        the columns and, last, of the targets.
+    """
+    squares = grams[:, :, -1, -1].sum(1)
+    known = squares > 0
+    folds = (grams[known] / squares[known, None, None, None]).sum(0)
+    lengths = folds.sum(0).diagonal().sqrt()
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    lengths[-1] = 1
+    folds = folds / lengths / lengths.unsqueeze(1)
+    total = folds.sum(0)
+
+    def coefficients(gram: Tensor, ridge: float) -> Tensor:
+        eye = torch.eye(len(gram) - 1, dtype=gram.dtype)
+        return torch.linalg.solve(gram[:-1, :-1] + ridge * eye, gram[:-1, -1])
+
+    def unexplained(ridge: float) -> float:
+        error = 0.0
+        for fold in folds:
+            signs = torch.cat([coefficients(total - fold, ridge), -fold.new_ones(1)])
+            error += float(signs @ fold @ signs)
+        return error
+
+    errors = {ridge: unexplained(ridge) for ridge in _RIDGES}
+    limit = _NEARLY * min(errors.values())
+    ridge = next(ridge for ridge in _RIDGES if errors[ridge] <= limit)
+    return coefficients(total, ridge) / lengths[:-1]
+
+
+def _unpack(values: Tensor, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a vector of numbers in the shapes of the parameters it stands for."""
+    parts = values.split([value.numel() for value in held.values()])
+    return {
+        name: part.view(value.shape)
+        for part, (name, value) in zip(parts, held.items(), strict=True)
+    }
