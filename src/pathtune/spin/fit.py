@@ -76,7 +76,7 @@ def fit(
     for names, learned in _stages(backend.config, properties):
         held = {name: parameters[name] for name in names if name in parameters}
         grams = _grams(backend, frames, parameters, held, learned)
-        solution = solve(sum(distributed.gather(grams)))
+        solution = solve(torch.stack(distributed.gather(grams)).sum(0))
         parameters |= _unpack(solution.to(backend.device, backend.dtype), held)
     return {PREFIX + name: value for name, value in parameters.items()}
 
@@ -87,7 +87,7 @@ def _stages(
     """Yield the names of parameters, and the labels they are fitted to."""
     if config.spins == "directions" and "magmoms" in properties:
         yield MOMENTS, ["magmoms"]
-    learned = [name for name in properties if name != "magmoms"]
+    learned: list[Property] = [name for name in properties if name != "magmoms"]
     if config.spins != "none" and learned:
         yield ENERGIES, learned
 
