@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 N_ORDERINGS = 6
 SETTINGS = (
     *("--batch-size", "2", "--set", "retention=none", "--set", "energy_weight=100"),
-    *("--set", "spin.spins=directions", "--set", "spin.lr=0.001"),
+    *("--set", "spin.spins=directions", "--set", "spin.lr=0.0001"),
 )
 
 
@@ -55,11 +55,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--method", default="low", choices=["low", "high", "full"])
+    parser.add_argument("--method", default="low", choices=["frozen", "low", "full"])
     given = parser.parse_args()
-    chosen = {"full": ["--method", "full"]}.get(
-        given.method, ["--preset", given.method]
-    )
+    option = "--preset" if given.method == "low" else "--method"
+    chosen = [option, given.method]
     line = ["finetune", "--model", "7net-0", "--spin", *chosen, *SETTINGS]
     line += ["--max-steps", str(given.steps), "--eval-every", str(given.steps // 2)]
     rows = []

@@ -4,8 +4,8 @@ Couplings that depend on the distance alone, and an energy of the moments' lengt
 a classical spin model. Energies, forces, stresses and magnetic forces are linear in its
 few coefficients, which are fitted by ridge regression to what the base leaves of the
 labels. Magnetic energies are some meV per atom, and the terms that decide about them
-nearly collinear: gradient descent from zero needs thousands of steps for what the normal
-equations give at once. With ``directions`` the lengths of the moments are fitted first,
+are nearly collinear: gradient descent from zero needs thousands of steps for what the
+normal equations give at once. With ``directions`` the lengths of the moments are fitted first,
 in the same way.
 
 What reads the features of the base is left to the training: its slopes are costly to
