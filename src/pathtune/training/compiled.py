@@ -13,7 +13,7 @@ from pathtune.errors import PathtuneError
 from pathtune.properties import Property
 
 # Of outputs and of gradients, relative to their norm.
-TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-10}
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float64: 1e-10}
 # Lone atoms have no forces, so a norm may be zero.
 SMALLEST = 1e-3
 # Slopes are sums of much larger terms; smaller ones (eV/Å and eV/μ_B, root mean square)
