@@ -37,10 +37,10 @@ ENERGIES = ("distances.weight", "distances.bias", "site.2.bias")
 #: Frames that are used; some ten numbers are fitted to them.
 MOST_FRAMES = 400
 _FOLDS = 5
-# Of columns of length one. The largest is taken whose error is nearly the lowest:
-# coefficients that cancel each other are not worth a last per cent.
+# Of columns of length one, the largest first: coefficients that cancel each other are
+# worth neither a last per cent nor what other frames would undo.
 _RIDGES = np.logspace(0, -10, 11).tolist()
-_NEARLY = 1.02
+_NEARLY = 0.02
 
 _Values = dict[Property, Tensor]
 
@@ -51,8 +51,10 @@ def fit(
     """Return the layer's parameters with the classical spin model fitted.
 
     What is minimised is the share of the labels' sum of squares that stays unexplained,
-    added over the properties; energies count per atom. The ridge is chosen by the error
-    on fifths of the frames, left out in turn.
+    added over the properties; energies count per atom. The ridge is the largest whose
+    error on fifths of the frames, left out in turn, exceeds the lowest by no more than
+    2 % and the standard error of the difference. A fifth is a block of successive
+    frames: neighbours in a file are often steps of one calculation.
 
     Parameters
     ----------
@@ -132,7 +134,8 @@ def _grams(
         )
         labels = part.labels.to(backend.device, backend.dtype)
         targets = _targets(labels, start)
-        for gram, name in zip(grams[:, place % _FOLDS], learned, strict=True):
+        fold = place * _FOLDS // len(rows)
+        for gram, name in zip(grams[:, fold], learned, strict=True):
             difference, weight = targets[name]
             table = torch.cat([columns[name], difference.unsqueeze(0)]).flatten(1)
             weight = weight.view(-1, *[1] * (difference.dim() - 1))
@@ -215,16 +218,20 @@ def solve(grams: Tensor) -> Tensor:
         eye = torch.eye(len(gram) - 1, dtype=gram.dtype)
         return torch.linalg.solve(gram[:-1, :-1] + ridge * eye, gram[:-1, -1])
 
-    def unexplained(ridge: float) -> float:
-        error = 0.0
+    def unexplained(ridge: float) -> Tensor:
+        errors = []
         for fold in folds:
             signs = torch.cat([coefficients(total - fold, ridge), -fold.new_ones(1)])
-            error += float(signs @ fold @ signs)
-        return error
+            errors.append(signs @ fold @ signs)
+        return torch.stack(errors)
 
     errors = {ridge: unexplained(ridge) for ridge in _RIDGES}
-    limit = _NEARLY * min(errors.values())
-    ridge = next(ridge for ridge in _RIDGES if errors[ridge] <= limit)
+    lowest = min(errors.values(), key=lambda error: float(error.sum()))
+    for ridge, error in errors.items():
+        excess = error - lowest
+        standard_error = excess.std() / _FOLDS**0.5
+        if excess.mean() <= _NEARLY * lowest.mean() + standard_error:
+            break
     return coefficients(total, ridge) / lengths[:-1]
 
 
