@@ -227,12 +227,14 @@ def solve(grams: Tensor) -> Tensor:
 
     errors = {ridge: unexplained(ridge) for ridge in _RIDGES}
     lowest = min(errors.values(), key=lambda error: float(error.sum()))
-    for ridge, error in errors.items():
+
+    def is_nearly_lowest(error: Tensor) -> bool:
         excess = error - lowest
         standard_error = excess.std() / _FOLDS**0.5
-        if excess.mean() <= _NEARLY * lowest.mean() + standard_error:
-            break
-    return coefficients(total, ridge) / lengths[:-1]
+        return bool(excess.mean() <= _NEARLY * lowest.mean() + standard_error)
+
+    chosen = next(r for r, error in errors.items() if is_nearly_lowest(error))
+    return coefficients(total, chosen) / lengths[:-1]
 
 
 def _unpack(values: Tensor, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
