@@ -24,8 +24,12 @@ from scipy.stats import spearmanr
 
 N_ORDERINGS = 6
 SETTINGS = (
-    *("--batch-size", "2", "--set", "retention=none", "--set", "energy_weight=100"),
-    *("--set", "spin.spins=directions", "--set", "spin.lr=0.0001"),
+    "--batch-size",
+    "2",
+    "--set",
+    "retention=none",
+    "--set",
+    "energy_weight=100",
 )
 
 
@@ -54,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--method", default="low", choices=["frozen", "low", "full"])
     given = parser.parse_args()
     option = "--preset" if given.method == "low" else "--method"

@@ -5,8 +5,8 @@ a classical spin model. Energies, forces, stresses and magnetic forces are linea
 few coefficients, which are fitted by ridge regression to what the base leaves of the
 labels. Magnetic energies are some meV per atom, and the terms that decide about them
 are nearly collinear: gradient descent from zero needs thousands of steps for what the
-normal equations give at once. With ``directions`` the lengths of the moments are fitted first,
-in the same way.
+normal equations give at once. With ``directions`` the lengths of the moments are
+fitted first, in the same way.
 
 What reads the features of the base is left to the training: its slopes are costly to
 tabulate, and it would explain whatever else the base gets wrong.
