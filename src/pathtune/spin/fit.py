@@ -35,7 +35,7 @@ from pathtune.training.loss import Labels
 MOMENTS = ("length.2.weight", "length.2.bias", "mixing.weight", "mixing.bias")
 ENERGIES = ("distances.weight", "distances.bias", "site.2.bias")
 #: Frames that are used; some ten numbers are fitted to them.
-MOST_FRAMES = 400
+MOST_FRAMES = 200
 _FOLDS = 5
 # Of columns of length one, the largest first: coefficients that cancel each other are
 # worth neither a last per cent nor what other frames would undo.
