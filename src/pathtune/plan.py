@@ -629,6 +629,8 @@ def _spin_layer(plan: Plan) -> str:
         f"spin layer: {new} parameters ({percent:.1f} % of the base), {coupling} "
         f"spin-orbit coupling; {inputs[spin.spins]}"
     ]
+    if spin.fit and spin.spins != "none":
+        parts.append("its couplings by distance start from least squares")
     if plan.scale is not None:
         fitted = plan.scale
         parts.append(
