@@ -92,7 +92,7 @@ def coco3(data: Path, held_out: int) -> Parts:
         for atoms in members:
             atoms.set_initial_magnetic_moments(atoms.arrays.get("REF_magmoms", final))
     parts = {"test": held_out, "valid": (held_out + 1) % len(by_ordering)}
-    known = [a for a in frames if a.info["ordering"] not in parts.values()]
+    known = [a for k, m in by_ordering.items() if k not in parts.values() for a in m]
     chosen = {part: by_ordering[ordering] for part, ordering in parts.items()}
     static = [a for a in frames if "static" in a.info["label"]]
     return {"train": known, **chosen, "static": static}

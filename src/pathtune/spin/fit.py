@@ -39,7 +39,7 @@ MOST_FRAMES = 200
 _FOLDS = 5
 # Of columns of length one, the largest first: coefficients that cancel each other are
 # worth neither a last per cent nor what other frames would undo.
-_RIDGES = np.logspace(0, -10, 11).tolist()
+_RIDGES = np.logspace(0, -8, 9).tolist()
 _NEARLY = 0.02
 
 _Values = dict[Property, Tensor]
