@@ -363,6 +363,8 @@ def finetune(
         assign(settings, assignment)
     if max_updated_percent is not None:
         assign(settings, f"method_options.max_updated_percent={max_updated_percent}")
+        if not settings.keys() & {"method", "preset"}:
+            settings["method"] = "gradual"
     if resume:
         if "output" not in settings:
             raise UsageError("--resume needs --output, the folder of the run")

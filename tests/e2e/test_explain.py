@@ -223,8 +223,6 @@ def test_the_element_axis_of_a_change_is_the_models(finished):
     """The embedding's rows by element, against the delta's own entries."""
     delta = DeltaFile.load(finished.delta)
     name = "onehot_to_feature_x.linear.weight"
-    if name not in delta.changes:
-        pytest.skip("this run did not change the embedding")
     elements = delta.metadata["tensors"][name]["elements"]
     dense = delta.changes[name].dense().numpy().reshape(4, -1)
     counts = dict(zip(elements, (dense != 0).sum(axis=1), strict=True))

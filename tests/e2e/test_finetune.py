@@ -344,7 +344,8 @@ def test_elements_without_a_shift_are_named(tune, tmp_path):
 
 def test_a_bound_from_the_command_line(tune, tmp_path):
     train = write(tmp_path / "train.xyz", molecules(4))
-    folder, _ = tune(train, "--max-updated-percent", 5, steps=10)
+    folder, outcome = tune(train, "--max-updated-percent", 5, steps=10)
+    assert "method: gradual" in message_of(outcome.err)
     counts = results(folder)["sparsity"]
     assert 0 < counts["updated_parameters"] <= 0.05 * counts["total_parameters"]
     assert counts["updated_parameters"] > 0.04 * counts["total_parameters"]
