@@ -3,8 +3,9 @@
     python benchmarks/figures.py docs/images
 
 One picture for each experiment with SevenNet-0 (error on the test frames against what
-was forgotten), and one of the error against the size of the support; experiments
-without results are left out.
+was forgotten), one of the error against the size of the support, one of error and size
+against the decay of the threshold, and one of the selections; experiments without results
+are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from compare import HERE, SCORE, Experiment, read
 
 OFF_THE_SCALE = {"frozen", "scratch"}
 BUDGET = "rmd17-50-ethanol-7net-0-budget"
+DECAY = "rmd17-50-ethanol-mace-small-decay"
+SELECTION = "rmd17-50-ethanol-mace-small-selection"
 DEFAULT_PERCENT = 3.0
 SUPPORTS = {
     "gradual": "gradual",
@@ -50,11 +53,17 @@ def spread(
 
 def draw_tradeoff(experiment: Experiment, path: Path) -> None:
     """Draw error on the test frames against drift on crystals outside of the data."""
+    measured = {
+        method: [m for m in records(experiment, method) if m.get("retention")]
+        for method in experiment.methods
+        if method not in OFF_THE_SCALE
+    }
+    if not any(measured.values()):
+        return
     figure, axes = plt.subplots(figsize=(7.6, 4.4), layout="constrained")
     shapes = itertools.cycle("osD^vP*X")
-    for method in experiment.methods:
-        metrics = [m for m in records(experiment, method) if m.get("retention")]
-        if not metrics or method in OFF_THE_SCALE:
+    for method, metrics in measured.items():
+        if not metrics:
             continue
         x = spread(metrics, lambda m: m["retention"]["forces_drift_mev_per_angstrom"])
         y = spread(metrics, lambda m: m["test"][SCORE])
@@ -99,6 +108,59 @@ def draw_budget(path: Path) -> None:
     plt.close(figure)
 
 
+def updated_percent(metrics: Mapping[str, Any]) -> float:
+    """Return the share of all parameters that changed."""
+    return 100 * (1 - float(metrics["sparsity"]["total_sparsity"]))
+
+
+def draw_decay(path: Path) -> None:
+    """Draw error and updated share against the decay of the threshold."""
+    experiment = Experiment.read(DECAY)
+    points = [
+        (float(method.partition("-")[2]), metrics[0])
+        for method in experiment.methods
+        if (metrics := records(experiment, method))
+    ]
+    figure, (above, below) = plt.subplots(
+        2, sharex=True, figsize=(6.4, 5.6), layout="constrained"
+    )
+    decays = [decay for decay, _ in points]
+    above.plot(decays, [m["test"][SCORE] for _, m in points], "o-")
+    below.plot(decays, [updated_percent(m) for _, m in points], "o-")
+    smallest = min(decay for decay in decays if decay > 0)
+    below.set_xscale("symlog", linthresh=smallest)
+    below.set(
+        xlim=(-smallest / 2, None),
+        yscale="log",
+        xlabel="decay of the threshold",
+        ylabel="updated (% of all parameters)",
+    )
+    above.set(
+        ylabel="force MAE on the test frames (meV/Å)",
+        title=f"{experiment.protocol}, mace-small, seed {experiment.seeds[0]}",
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_selection(path: Path) -> None:
+    """Draw error against updated share, for each kind of weights."""
+    experiment = Experiment.read(SELECTION)
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for method in experiment.methods:
+        if metrics := records(experiment, method):
+            error = metrics[0]["test"][SCORE]
+            axes.plot(updated_percent(metrics[0]), error, "o", label=method)
+    axes.set(
+        xlabel="updated (% of all parameters)",
+        ylabel="force MAE on the test frames (meV/Å)",
+        title=f"{experiment.protocol}, mace-small, preset low",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -106,8 +168,13 @@ def main() -> None:
     for path in sorted((HERE / "experiments").glob("*-7net-0.yaml")):
         if (HERE / "results" / path.stem).is_dir():
             draw_tradeoff(Experiment.read(path.stem), folder / f"{path.stem}.png")
-    if (HERE / "results" / BUDGET).is_dir():
-        draw_budget(folder / f"{BUDGET}.png")
+    for name, draw in (
+        (BUDGET, draw_budget),
+        (DECAY, draw_decay),
+        (SELECTION, draw_selection),
+    ):
+        if (HERE / "results" / name).is_dir():
+            draw(folder / f"{name}.png")
 
 
 if __name__ == "__main__":
