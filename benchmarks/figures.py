@@ -4,8 +4,8 @@
 
 One picture for each experiment with SevenNet-0 (error on the test frames against what
 was forgotten), one of the error against the size of the support, one of error and size
-against the decay of the threshold, and one of the selections; experiments without results
-are left out.
+against the decay of the threshold, and one of the selections; experiments without
+results are left out.
 """
 
 from __future__ import annotations
