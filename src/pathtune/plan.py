@@ -146,7 +146,7 @@ def prepare(config: RunConfig, console: Console) -> Plan:
         _check(name, frames, base[name], console)
     frames = {name: f.with_shifts(references.shifts) for name, f in frames.items()}
     if isinstance(backend, SpinBackend) and backend.config.fit:
-        layer = spin_fit.fit(backend, frames["train"], properties)
+        layer = spin_fit.fit(backend, frames["train"], properties, console)
     delta = deltas.build(
         backend.path_weights(),
         dict(backend.model.named_parameters()),

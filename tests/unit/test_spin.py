@@ -7,6 +7,7 @@ import ase.build
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from pathtune.backends.base import Backend
 from pathtune.config import validate
@@ -434,6 +435,8 @@ class KnownSpins:
 
 
 N_FRAMES = 10
+ALL_BUT_MOMENTS = ("energy", "forces", "stress", "magforces")
+QUIET = Console(quiet=True)
 
 
 def lattice(seed: int) -> ase.Atoms:
@@ -533,7 +536,7 @@ def test_least_squares_find_couplings_of_distance():
         labels = {name: value.numpy() for name, value in labels.items()}
         structures.append(Structure(atoms, labels))
     frames = Frames.prepare(backend, structures)
-    weights = fit(backend, frames, ["energy", "forces", "stress", "magforces"])
+    weights = fit(backend, frames, ALL_BUT_MOMENTS, QUIET)
     unseen = lattice(99)
     found = backend.exchange(unseen, weights)
     r = found.vectors.norm(dim=1)
@@ -543,9 +546,9 @@ def test_least_squares_find_couplings_of_distance():
     # Half of the labels by a nan, an energy by its absence: they are left out.
     structures[0].labels["magforces"][::2] = np.nan
     del structures[0].labels["energy"]
-    again = fit(backend, Frames.prepare(backend, structures), ["energy", "magforces"])
+    again = fit(backend, Frames.prepare(backend, structures), ALL_BUT_MOMENTS, QUIET)
     assert all(value.isfinite().all() for value in again.values())
-    assert fit(backend, frames, ["magmoms"]).keys() == weights.keys()
+    assert fit(backend, frames, ["magmoms"], QUIET).keys() == weights.keys()
 
 
 @pytest.mark.parametrize("ridge", [0.1, 1e-8])
@@ -572,7 +575,7 @@ def test_lengths_of_moments_are_fitted_first():
         lengths = np.where(atoms.numbers == 26, 2.2, 0.1)
         structures.append(Structure(atoms, {"magmoms": lengths[:, None] * directions}))
     frames = Frames.prepare(backend, structures)
-    weights = fit(backend, frames, ["magmoms"])
+    weights = fit(backend, frames, ["magmoms"], QUIET)
     found = predict(backend, structures, weights=weights)
     for prediction, structure in zip(found, structures, strict=True):
         error = prediction["magmoms"] - structure.labels["magmoms"]

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
@@ -46,7 +47,10 @@ _Values = dict[Property, Tensor]
 
 
 def fit(
-    backend: SpinBackend, frames: Frames, properties: Collection[Property]
+    backend: SpinBackend,
+    frames: Frames,
+    properties: Collection[Property],
+    console: Console,
 ) -> dict[str, Tensor]:
     """Return the layer's parameters with the classical spin model fitted.
 
@@ -65,6 +69,8 @@ def fit(
         evenly spread, are used.
     properties
         What is trained.
+    console
+        Where progress is shown.
 
     Returns
     -------
@@ -77,7 +83,7 @@ def fit(
     }
     for names, learned in _stages(backend.config, properties):
         held = {name: parameters[name] for name in names if name in parameters}
-        grams = _grams(backend, frames, parameters, held, learned)
+        grams = _grams(backend, frames, parameters, held, learned, console)
         solution = solve(torch.stack(distributed.gather(grams)).sum(0))
         parameters |= _unpack(solution.to(backend.device, backend.dtype), held)
     return {PREFIX + name: value for name, value in parameters.items()}
@@ -100,6 +106,7 @@ def _grams(
     parameters: Mapping[str, Tensor],
     held: Mapping[str, Tensor],
     learned: Sequence[Property],
+    console: Console,
 ) -> Tensor:
     """Return the products of all columns and the targets, the last column.
 
@@ -119,7 +126,7 @@ def _grams(
         zip(share, steps, strict=True),
         total=len(share),
         description="fitting the spin layer",
-        disable=distributed.rank() > 0,
+        console=console,
         transient=True,
     )
     for place, (part,) in shown:
