@@ -167,6 +167,25 @@ def test_what_a_run_says_and_counts(trained):
     assert weights == [1, 1, 1]
 
 
+def test_couplings_are_fitted_before_the_first_step(flags, tmp_path, cli):
+    errors = {}
+    for fit in ("true", "false"):
+        folder = tmp_path / fit
+        line = ["--method", "frozen", "--max-steps", 1, "--output", folder, "--json"]
+        outcome = cli("finetune", *flags, *line, "--set", f"spin.fit={fit}")
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out), "progress is not shown where results are"
+        assert ("least squares" in outcome.err) is (fit == "true")
+        first = (folder / "metrics.jsonl").read_text().splitlines()[0]
+        start = json.loads(first)["valid"]
+        errors[fit] = [
+            start["magforces_mae_mev_per_mu_b"],
+            start["energy_mae_mev_per_atom"],
+        ]
+    for fitted, unfitted in zip(errors["true"], errors["false"], strict=True):
+        assert fitted < 0.1 * unfitted
+
+
 def test_resume_is_the_uninterrupted_run(flags, tmp_path, cli, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     short = ["--max-steps", "6", "--eval-every", "2", "--batch-size", "4"]
