@@ -166,6 +166,9 @@ def _columns(
 
     def predict(coefficients: Tensor) -> _Values:
         values = {**parameters, **_unpack(coefficients, held)}
+        if learned == ["magmoms"]:
+            out = functional_call(layer, values, (features, spins))
+            return {"magmoms": out.moments}
 
         def energy(vectors: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             out = functional_call(
