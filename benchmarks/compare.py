@@ -7,8 +7,7 @@ An experiment is a file in ``experiments/``; ``defaults.yaml`` holds what all ha
 common. Each run is one call of the command line and one file below ``results/``,
 written once and never edited; runs whose result exists are left alone, interrupted ones
 are resumed. Every method is run with the first seed at each learning rate of its grid,
-and with the other seeds at the one of the lowest error (of forces, if the experiment
-names no other ``score``) on the validation frames.
+and with the other seeds at the one of the lowest force error on the validation frames.
 DATA is the folder of the data sets; see README.md.
 """
 
@@ -111,8 +110,6 @@ class Experiment:
     seeds: Sequence[int]
     settings: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
-    #: The error on the validation frames that chooses the learning rates.
-    score: str = SCORE
     #: The experiment that chooses the learning rates; None for this one.
     rates_from: str | None = None
 
@@ -128,7 +125,7 @@ class Experiment:
         settings = {**defaults["settings"], **given.get("settings", {})}
         seeds = given.get("seeds", defaults["seeds"])
         named = {k: given[k] for k in ("protocol", "model", "backend")}
-        named |= {k: given[k] for k in ("score", "rates_from") if k in given}
+        named["rates_from"] = given.get("rates_from")
         return cls(name, seeds=seeds, settings=settings, methods=methods, **named)
 
     def run(self, method: str, lr: float | None, seed: int) -> Run:
@@ -167,7 +164,7 @@ class Experiment:
         for lr in self.rates(method):
             record = read(self.run(method, lr, self.seeds[0]))
             if record is not None:
-                scores[lr] = record["metrics"]["valid"][self.score]
+                scores[lr] = record["metrics"]["valid"][SCORE]
         if not scores:
             raise LookupError(f"{self.name}: no run of {method} has succeeded")
         return min(scores, key=scores.__getitem__)
