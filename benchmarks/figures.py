@@ -103,8 +103,11 @@ def draw_budget(path: Path) -> None:
         ylabel="force MAE on the test frames (meV/Å)",
         title=f"{main.protocol}, {main.model}, seed {sizes.seeds[0]}",
     )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
