@@ -1,6 +1,6 @@
 """Rank the magnetic orderings of CoCO3, each by a model that has not seen it.
 
-    python benchmarks/orderings.py DATA [--steps N] [--method low]
+    python benchmarks/orderings.py DATA [--steps N] [--method frozen]
 
 Six runs leave out one ordering each (protocol ``coco3/0`` to ``coco3/5``). A model is
 asked for the energies of the last calculations of all six; that of its left-out
@@ -23,14 +23,7 @@ from compare import HERE
 from scipy.stats import spearmanr
 
 N_ORDERINGS = 6
-SETTINGS = (
-    "--batch-size",
-    "2",
-    "--set",
-    "retention=none",
-    "--set",
-    "energy_weight=100",
-)
+SETTINGS = ["--batch-size", "2", "--set", "retention=none", "--set", "energy_weight=100"]
 
 
 def predicted(folder: Path, held_out: int, line: list[str]) -> tuple[float, float]:
@@ -58,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--method", default="low", choices=["frozen", "low", "full"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--method", default="frozen", choices=["frozen", "low", "full"])
     given = parser.parse_args()
     option = "--preset" if given.method == "low" else "--method"
     chosen = [option, given.method]

@@ -247,7 +247,7 @@ def finetune(
         str | None, typer.Option(help="low (accurate) or high (sparsest).")
     ] = None,
     max_updated_percent: Annotated[
-        float | None, typer.Option(help="Most parameters to update, in percent.")
+        float | None, typer.Option(help="Most parameters to update (%); takes gradual.")
     ] = None,
     select: Annotated[
         str | None,
@@ -363,7 +363,8 @@ def finetune(
         assign(settings, assignment)
     if max_updated_percent is not None:
         assign(settings, f"method_options.max_updated_percent={max_updated_percent}")
-        if not settings.keys() & {"method", "preset"}:
+        begun = resume and (Path(settings.get("output", "")) / api.CONFIG).exists()
+        if not begun and not settings.keys() & {"method", "preset"}:
             settings["method"] = "gradual"
     if resume:
         if "output" not in settings:

@@ -351,6 +351,15 @@ def test_a_bound_from_the_command_line(tune, tmp_path):
     assert counts["updated_parameters"] > 0.04 * counts["total_parameters"]
 
 
+def test_a_bound_given_again_resumes_what_was_begun(tune, cli, tmp_path):
+    train = write(tmp_path / "train.xyz", molecules(4))
+    bound = ["--max-updated-percent", 5]
+    folder, _ = tune(train, "--preset", "high", *bound, steps=4)
+    outcome = cli("finetune", "--resume", "--output", folder, *bound)
+    assert outcome.code == 0, outcome.err
+    assert "nothing to do" in message_of(outcome.err)
+
+
 def test_predictions_do_not_overwrite_unasked(finished, trusted_tiny, cli, tmp_path):
     data = write(tmp_path / "data.xyz", molecules(2))
     line = ["evaluate", data, "--model", trusted_tiny, "--output", data]

@@ -632,6 +632,6 @@ def test_relaxing_needs_no_vectors():
 
 
 def test_a_layer_of_other_equations_is_refused():
-    assert validate(SpinConfig, SpinConfig().model_dump(), "spin setting").form == 1
-    with pytest.raises(UsageError, match="'form' = 2"):
-        validate(SpinConfig, {"form": 2}, "spin setting")
+    assert validate(SpinConfig, SpinConfig().model_dump(), "spin setting").form == 2
+    with pytest.raises(UsageError, match="'form' = 1"):
+        validate(SpinConfig, {"form": 1}, "spin setting")

@@ -59,4 +59,4 @@ class SpinConfig(BaseModel):
     fit: bool = True
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    form: Literal[1] = 1
+    form: Literal[2] = 2

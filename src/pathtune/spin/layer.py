@@ -10,7 +10,7 @@ f, a cutoff that is smooth to second order,
     D_ij = Σ_k d_ij^k (v_i^k + v_j^k) × r̂_ij            v_i^k = Σ_j f w_ij^k r̂_ij
     A_i  = Σ_j f α_ij (r̂_ij r̂_ij - 1/3)
 
-J, K and d are sums of a network of the features and a function of the distance alone.
+J⁰, J¹ and K are a network of the features plus a function of the distance alone.
 c, D and A exist with spin-orbit coupling only; L and J¹ where the lengths of moments
 matter. J, K and d are symmetric in i and j, so that D_ij = -D_ji; b, c, w and α belong
 to the atom i. Everything is made of invariants under O(3) and of axial spins in pairs:

@@ -16,9 +16,9 @@ from pathtune.properties import Property
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float64: 1e-10}
 # Lone atoms have no forces, so a norm may be zero.
 SMALLEST = 1e-3
-# Slopes are sums of much larger terms; smaller ones (eV/Å and eV/μ_B, root mean square)
-# are not more exact for that.
-SMALLEST_SLOPES = 0.1
+# Forces are sums of much larger terms; smaller ones (eV/Å, root mean square) are not
+# more exact for that.
+SMALLEST_FORCES = 0.1
 
 
 def enable(
@@ -68,8 +68,7 @@ def enable(
 
 def _scale(name: str, value: Tensor) -> Tensor:
     """Return the norm that a difference is compared with."""
-    is_slope = name in ("forces", "magforces")
-    smallest = SMALLEST_SLOPES * value.numel() ** 0.5 if is_slope else SMALLEST
+    smallest = SMALLEST_FORCES * value.numel() ** 0.5 if name == "forces" else SMALLEST
     return value.norm().clamp(min=smallest)
 
 
