@@ -23,7 +23,10 @@ from compare import HERE
 from scipy.stats import spearmanr
 
 N_ORDERINGS = 6
-SETTINGS = ["--batch-size", "2", "--set", "retention=none", "--set", "energy_weight=100"]
+SETTINGS = (
+    *("--batch-size", "2"),
+    *("--set", "retention=none", "--set", "energy_weight=100"),
+)
 
 
 def predicted(folder: Path, held_out: int, line: list[str]) -> tuple[float, float]:

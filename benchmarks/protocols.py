@@ -82,8 +82,9 @@ def coco3(data: Path, held_out: int) -> Parts:
     """Return CoCO3 split by magnetic ordering, 0 to 5: one tests, the next validates.
 
     Moments are known at the end of each relaxation only; its other steps start from
-    them. Frames of one ordering stand together. Every frame names its ordering in ``ordering``; ``static`` are the last
-    calculations of all orderings, whose energies can be compared.
+    them. Frames of one ordering stand together. Every frame names its ordering in
+    ``ordering``; ``static`` are the last calculations of all orderings, whose energies
+    can be compared.
     """
     path = data / "mp_magnetic_small" / "coco3_orderings.xyz"
     frames = ase.io.read(path, ":")
