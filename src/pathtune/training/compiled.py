@@ -12,8 +12,8 @@ from pathtune.delta import Delta
 from pathtune.errors import PathtuneError
 from pathtune.properties import Property
 
-# Of outputs and of gradients, relative to their norm. Terms of a spin layer cancel: with
-# one 1e-5 was seen in single precision; without, 5e-7 there and 1e-15 in double.
+# Of outputs and of gradients, relative to their norm. Terms of a spin layer cancel:
+# with one, 1e-5 was seen in single precision; without, 5e-7, and 1e-15 in double.
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float64: 1e-10}
 # Lone atoms have no forces, so a norm may be zero.
 SMALLEST = 1e-3
