@@ -120,7 +120,9 @@ class Experiment:
         defaults = yaml.safe_load((HERE / "defaults.yaml").read_text())
         given = yaml.safe_load(path.read_text())
         methods = given.get("methods") or list(defaults["methods"])
-        if isinstance(methods, list):
+        if isinstance(methods, str):
+            methods = cls.read(methods).methods
+        elif isinstance(methods, list):
             methods = {m: defaults["methods"][m] for m in methods}
         settings = {**defaults["settings"], **given.get("settings", {})}
         seeds = given.get("seeds", defaults["seeds"])

@@ -2,10 +2,10 @@
 
     python benchmarks/figures.py docs/images
 
-One picture for each experiment with SevenNet-0 (error on the test frames against what
-was forgotten), one of the error against the size of the support, one of error and size
-against the decay of the threshold, and one of the selections; experiments without
-results are left out.
+The name of an experiment tells what is drawn: methods on SevenNet-0 (error on the test
+frames against what was forgotten), the size of the support (``-budget``), the decay of
+the threshold (``-decay``) or selections (``-selection``); experiments without results
+are left out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ import matplotlib.pyplot as plt
 from compare import HERE, SCORE, Experiment, read
 
 OFF_THE_SCALE = {"frozen", "scratch"}
-BUDGET = "rmd17-50-ethanol-7net-0-budget"
-DECAY = "rmd17-50-ethanol-mace-small-decay"
-SELECTION = "rmd17-50-ethanol-mace-small-selection"
 DEFAULT_PERCENT = 3.0
 SUPPORTS = {
     "gradual": "gradual",
@@ -79,12 +76,9 @@ def draw_tradeoff(experiment: Experiment, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_budget(path: Path) -> None:
+def draw_budget(sizes: Experiment, path: Path) -> None:
     """Draw the error against the share of parameters that may be updated."""
-    main, sizes = (
-        Experiment.read(BUDGET.removesuffix("-budget")),
-        Experiment.read(BUDGET),
-    )
+    main = Experiment.read(sizes.name.removesuffix("-budget"))
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for name, label in SUPPORTS.items():
         points = {}
@@ -116,9 +110,8 @@ def updated_percent(metrics: Mapping[str, Any]) -> float:
     return 100 * (1 - float(metrics["sparsity"]["total_sparsity"]))
 
 
-def draw_decay(path: Path) -> None:
+def draw_decay(experiment: Experiment, path: Path) -> None:
     """Draw error and updated share against the decay of the threshold."""
-    experiment = Experiment.read(DECAY)
     points = [
         (float(method.partition("-")[2]), metrics[0])
         for method in experiment.methods
@@ -146,14 +139,14 @@ def draw_decay(path: Path) -> None:
     plt.close(figure)
 
 
-def draw_selection(path: Path) -> None:
+def draw_selection(experiment: Experiment, path: Path) -> None:
     """Draw error against updated share, for each kind of weights."""
-    experiment = Experiment.read(SELECTION)
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for method in experiment.methods:
         if metrics := records(experiment, method):
-            error = metrics[0]["test"][SCORE]
-            axes.plot(updated_percent(metrics[0]), error, "o", label=method)
+            x = spread(metrics, updated_percent)
+            y = spread(metrics, lambda m: m["test"][SCORE])
+            axes.errorbar(x[0], y[0], y[1], x[1], "o", capsize=3, label=method)
     axes.set(
         xlabel="updated (% of all parameters)",
         ylabel="force MAE on the test frames (meV/Å)",
@@ -168,16 +161,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for path in sorted((HERE / "experiments").glob("*-7net-0.yaml")):
-        if (HERE / "results" / path.stem).is_dir():
-            draw_tradeoff(Experiment.read(path.stem), folder / f"{path.stem}.png")
-    for name, draw in (
-        (BUDGET, draw_budget),
-        (DECAY, draw_decay),
-        (SELECTION, draw_selection),
+    for pattern, draw in (
+        ("*-7net-0", draw_tradeoff),
+        ("*-7net-0-budget", draw_budget),
+        ("*-decay", draw_decay),
+        ("*-selection", draw_selection),
     ):
-        if (HERE / "results" / name).is_dir():
-            draw(folder / f"{name}.png")
+        for path in sorted((HERE / "experiments").glob(f"{pattern}.yaml")):
+            if (HERE / "results" / path.stem).is_dir():
+                draw(Experiment.read(path.stem), folder / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

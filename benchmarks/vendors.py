@@ -17,7 +17,7 @@ import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-KEYS = ["--energy_key=REF_energy", "--forces_key=REF_forces", "--stress_key=REF_stress"]
+KEYS = ["--energy_key=energy", "--forces_key=forces", "--stress_key=stress"]
 
 
 def mace_run_train(
@@ -25,25 +25,27 @@ def mace_run_train(
 ) -> dict[str, Any]:
     """Fine-tune with ``mace_run_train``; return metrics in the shape of ours.
 
-    The loss is ours (Huber, width 0.01, weights 1:10:10) and the reference energies
-    are re-estimated (``--E0s=estimated``). The vendor has no limit on steps: the run
+    The loss is ours (Huber, width 0.01, weights 1:10:10). The labels have our
+    re-estimated reference energies taken off, because with all elements kept the vendor
+    keeps the base's whatever ``--E0s`` says (0.3.16). It has no limit on steps: the run
     has as many epochs as hold the same number. Element removal, the optimizer and its
     schedule are the vendor's defaults, with the averaging of weights that its guide
     recommends.
     """
-    frames = ase.io.read(folder / "train.xyz", ":")
+    _write_shifted(folder, run, model)
+    frames = ase.io.read(run / "train.xyz", ":")
     batch = settings["batch_size"]
     epochs = settings["max_steps"] * batch // len(frames)
-    stress = "REF_stress" in frames[0].info
+    stress = "stress" in frames[0].calc.results
     arguments = [
         f"--name={run.name}",
         f"--work_dir={run}",
         f"--foundation_model={model}",
         "--multiheads_finetuning=False",
-        f"--train_file={folder / 'train.xyz'}",
-        f"--valid_file={folder / 'valid.xyz'}",
+        f"--train_file={run / 'train.xyz'}",
+        f"--valid_file={run / 'valid.xyz'}",
         *KEYS,
-        "--E0s=estimated",
+        "--E0s=foundation",
         "--loss=huber",
         "--energy_weight=1",
         "--forces_weight=10",
@@ -75,9 +77,9 @@ def mace_run_train(
         "arguments": [a.replace(f"{folder}/", "") for a in arguments],
         "curve": curve,
         "metrics": {
-            "zero_shot": _evaluate(folder / "test.xyz", model),
-            "valid": _evaluate(folder / "valid.xyz", tuned),
-            "test": _evaluate(folder / "test.xyz", tuned),
+            "zero_shot": _evaluate(run / "test.xyz", model),
+            "valid": _evaluate(run / "valid.xyz", tuned),
+            "test": _evaluate(run / "test.xyz", tuned),
             "timing": {"seconds_total": seconds},
             "elements": {"base": _elements(model), "tuned": _elements(tuned)},
         },
@@ -98,10 +100,7 @@ def sevenn_train(
     import sevenn
     from sevenn.util import load_checkpoint
 
-    run.mkdir(parents=True, exist_ok=True)
-    shifts = _estimated_shifts(folder / "train.xyz", model)
-    for part in ("train", "valid", "test"):
-        _write_shifted(folder / f"{part}.xyz", run / f"{part}.xyz", shifts)
+    _write_shifted(folder, run, model)
     frames = ase.io.read(run / "train.xyz", ":")
     steps = len(frames) // settings["batch_size"]
     preset = Path(sevenn.__file__).parent / "presets" / "fine_tune.yaml"
@@ -143,30 +142,30 @@ def sevenn_train(
     }
 
 
-def _estimated_shifts(train: Path, model: str) -> Mapping[str, float]:
+def _write_shifted(folder: Path, run: Path, model: str) -> None:
+    """Write the protocol's frames into a run folder, reference energies taken off."""
     import pathtune
     from pathtune import prediction, structures
     from pathtune.structures import reference_energies
 
-    read = structures.read(train)
-    predicted = prediction.predict(pathtune.load(model), list(read))
-    energies = [float(p["energy"]) for p in predicted]
-    return reference_energies.estimate(read, energies).shifts
-
-
-def _write_shifted(source: Path, target: Path, shifts: Mapping[str, float]) -> None:
-    frames = ase.io.read(source, ":")
-    for atoms in frames:
-        total = np.sum([shifts[symbol] for symbol in atoms.get_chemical_symbols()])
-        labels = {
-            "energy": atoms.info.pop("REF_energy") - total,
-            "forces": atoms.arrays.pop("REF_forces"),
-        }
-        if "REF_stress" in atoms.info:
-            stress = atoms.info.pop("REF_stress").reshape(3, 3)
-            labels["stress"] = full_3x3_to_voigt_6_stress(stress)
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-    ase.io.write(target, frames, format="extxyz")
+    train = structures.read(folder / "train.xyz")
+    base = pathtune.load(model, device="cpu", trust_checkpoint=True)
+    energies = [float(p["energy"]) for p in prediction.predict(base, list(train))]
+    shifts = reference_energies.estimate(train, energies).shifts
+    run.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "valid", "test"):
+        frames = ase.io.read(folder / f"{part}.xyz", ":")
+        for atoms in frames:
+            total = np.sum([shifts[symbol] for symbol in atoms.get_chemical_symbols()])
+            labels = {
+                "energy": atoms.info.pop("REF_energy") - total,
+                "forces": atoms.arrays.pop("REF_forces"),
+            }
+            if "REF_stress" in atoms.info:
+                stress = atoms.info.pop("REF_stress").reshape(3, 3)
+                labels["stress"] = full_3x3_to_voigt_6_stress(stress)
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+        ase.io.write(run / f"{part}.xyz", frames, format="extxyz")
 
 
 def _call(command: str, arguments: list[str], log: TextIO) -> None:
