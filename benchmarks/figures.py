@@ -22,6 +22,7 @@ from compare import HERE, SCORE, Experiment, read
 
 OFF_THE_SCALE = {"frozen", "scratch"}
 DEFAULT_PERCENT = 3.0
+SELECTIONS = {"decay": "all", "linear": "linear", "fctp": "fctp"}
 SUPPORTS = {
     "gradual": "gradual",
     "high": "sparse, cut once",
@@ -112,17 +113,21 @@ def updated_percent(metrics: Mapping[str, Any]) -> float:
 
 def draw_decay(experiment: Experiment, path: Path) -> None:
     """Draw error and updated share against the decay of the threshold."""
-    points = [
-        (float(method.partition("-")[2]), metrics[0])
-        for method in experiment.methods
-        if (metrics := records(experiment, method))
-    ]
     figure, (above, below) = plt.subplots(
-        2, sharex=True, figsize=(6.4, 5.6), layout="constrained"
+        2, sharex=True, figsize=(6.4, 6.4), layout="constrained"
     )
-    decays = [decay for decay, _ in points]
-    above.plot(decays, [m["test"][SCORE] for _, m in points], "o-")
-    below.plot(decays, [updated_percent(m) for _, m in points], "o-")
+    decays: set[float] = set()
+    for start, select in SELECTIONS.items():
+        points = {
+            float(decay): metrics[0]
+            for name, _, decay in (m.partition("-") for m in experiment.methods)
+            if name == start and (metrics := records(experiment, f"{name}-{decay}"))
+        }
+        decays |= points.keys()
+        errors = [m["test"][SCORE] for m in points.values()]
+        shares = [updated_percent(m) for m in points.values()]
+        above.plot(points.keys(), errors, "o-", label=f"--select {select}")
+        below.plot(points.keys(), shares, "o-")
     smallest = min(decay for decay in decays if decay > 0)
     below.set_xscale("symlog", linthresh=smallest)
     below.set(
@@ -132,9 +137,11 @@ def draw_decay(experiment: Experiment, path: Path) -> None:
         ylabel="updated (% of all parameters)",
     )
     above.set(
-        ylabel="force MAE on the test frames (meV/Å)",
+        ylabel="test force MAE (meV/Å)",
         title=f"{experiment.protocol}, mace-small, seed {experiment.seeds[0]}",
     )
+    above.legend()
+    below.yaxis.set_major_formatter("{x:g}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
