@@ -91,6 +91,9 @@ def draw_budget(sizes: Experiment, path: Path) -> None:
         if metrics := records(main, whole):
             points[DEFAULT_PERCENT] = metrics[0]["test"][SCORE]
         axes.plot(*zip(*sorted(points.items()), strict=True), "o-", label=label)
+    for name, style in (("full", "--"), ("elora", ":")):
+        if metrics := records(main, name):
+            axes.axhline(metrics[0]["test"][SCORE], ls=style, c="grey", label=name)
     axes.set(
         xscale="log",
         yscale="log",
