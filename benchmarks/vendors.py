@@ -27,10 +27,10 @@ def mace_run_train(
 
     The loss is ours (Huber, width 0.01, weights 1:10:10). The labels have our
     re-estimated reference energies taken off, because with all elements kept the vendor
-    keeps the base's whatever ``--E0s`` says (0.3.16). It has no limit on steps: the run
-    has as many epochs as hold the same number. Element removal, the optimizer and its
-    schedule are the vendor's defaults, with the averaging of weights that its guide
-    recommends.
+    (0.3.16) prints those of ``--E0s=estimated`` and uses the base's. It has no limit on
+    steps: the run has as many epochs as hold the same number. Element removal, the
+    optimizer and its schedule are the vendor's defaults, with the averaging of weights
+    that its guide recommends.
     """
     _write_shifted(folder, run, model)
     frames = ase.io.read(run / "train.xyz", ":")
