@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from compare import HERE, SCORE, Experiment, read
+from compare import COLUMNS, HERE, SCORE, Experiment, read
 
 OFF_THE_SCALE = {"frozen", "scratch"}
 DEFAULT_PERCENT = 3.0
@@ -29,6 +29,7 @@ SUPPORTS = {
     "top": "top_magnitude",
     "random": "random_support",
 }
+updated_percent = COLUMNS["updated (%)"]
 
 
 def records(experiment: Experiment, method: str) -> list[Mapping[str, Any]]:
@@ -107,11 +108,6 @@ def draw_budget(sizes: Experiment, path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def updated_percent(metrics: Mapping[str, Any]) -> float:
-    """Return the share of all parameters that changed."""
-    return 100 * (1 - float(metrics["sparsity"]["total_sparsity"]))
 
 
 def draw_decay(experiment: Experiment, path: Path) -> None:
