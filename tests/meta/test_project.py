@@ -299,3 +299,10 @@ def test_a_machine_path_would_be_found():
     assert found_forbidden("see " + "/".join(("", "home", "me", "train.xyz")))
     assert found_forbidden("https://" + ".".join(("pypi", "org")) + "/simple")
     assert not found_forbidden("examples/home/train.xyz and {tmp_path}/home/x")
+
+
+def test_the_tables_of_the_benchmarks_are_those_of_the_results():
+    command = [sys.executable, "-X", "utf8", "benchmarks/compare.py", "tables"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    written = (ROOT / "benchmarks" / "tables.md").read_text(encoding="utf-8")
+    assert done.stdout.decode() == written
